@@ -1,0 +1,67 @@
+"""unpool: plan and decode pooled (composite) measurements.
+
+An assay with few channels measures sums of many genes per cell, D = M P + noise; unpool recovers the cells x genes
+matrix M with error bars, and says so when the data cannot determine it. The path of a user, one verb a module:
+
+    simulate → design → measure → decode → evaluate → report
+
+====================  =====================================================================================
+`simulate`            true expression matrices to practise on
+`Design`, `design`    which gene goes into which pool, and generators of good designs
+`measure`, `pooled`   the forward model, and the wrapper for measured pools
+`Model`               what expression looks like, learned from a reference
+`decode`              pools in, genes out
+`evaluate`            scores, always beside trivial baselines
+`report`, `pl`        one HTML page; plots
+`solvers`             arrays in, `Solution` out
+====================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+__version__ = _version("unpool")
+
+# public name -> the module that holds it ("" : the name is a module); imported on first use
+_HOMES = {
+    "Design": "design",
+    "Model": "model",
+    "decode": "decode",
+    "design": "",
+    "errors": "",
+    "evaluate": "evaluate",
+    "measure": "measure",
+    "pl": "",
+    "pooled": "measure",
+    "report": "report",
+    "simulate": "",
+    "solvers": "",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+if TYPE_CHECKING:
+    from unpool import design, errors, pl, simulate, solvers
+    from unpool.decode import decode
+    from unpool.design import Design
+    from unpool.evaluate import evaluate
+    from unpool.measure import measure, pooled
+    from unpool.model import Model
+    from unpool.report import report
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unpool' has no attribute {name!r}")
+    home = _HOMES[name]
+    module = import_module(f"unpool.{home or name}")
+    value = getattr(module, name) if home else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
