@@ -25,38 +25,37 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = _version("unpool")
 
-# public name -> the module that holds it ("" : the name is a module); imported on first use
-_HOMES = {
-    "Design": "design",
-    "Model": "model",
-    "decode": "decode",
-    "design": "",
-    "errors": "",
-    "evaluate": "evaluate",
-    "measure": "measure",
-    "pl": "",
-    "pooled": "measure",
-    "report": "report",
-    "simulate": "",
-    "solvers": "",
-}
+# A function that shares its name with its module is imported here, so that the name means the function.
+from unpool import design, errors, simulate
+from unpool.design import Design
+from unpool.measure import measure, pooled
 
-__all__ = ["__version__", *sorted(_HOMES)]
+# public name -> the module that holds it ("": the name is a module), imported on first use: these need numba,
+# scikit-learn or matplotlib
+_LATER = {"Model": "model", "pl": "", "solvers": ""}
 
 if TYPE_CHECKING:
-    from unpool import design, errors, pl, simulate, solvers
-    from unpool.decode import decode
-    from unpool.design import Design
-    from unpool.evaluate import evaluate
-    from unpool.measure import measure, pooled
+    from unpool import pl, solvers
     from unpool.model import Model
-    from unpool.report import report
+
+__all__ = [
+    "Design",
+    "Model",
+    "__version__",
+    "design",
+    "errors",
+    "measure",
+    "pl",
+    "pooled",
+    "simulate",
+    "solvers",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _LATER:
         raise AttributeError(f"module 'unpool' has no attribute {name!r}")
-    home = _HOMES[name]
+    home = _LATER[name]
     module = import_module(f"unpool.{home or name}")
     value = getattr(module, name) if home else module
     globals()[name] = value
