@@ -270,9 +270,9 @@ def _on_lattice(Y: NDArray[np.float64]) -> bool:
         if values.size < 2 or values[-1] < 1.5 * values[0]:
             continue
         ratio = values / values[0]
-        ratio = ratio[(ratio < 100) & (ratio > 1.001)]
+        ratio = ratio[(ratio < 12) & (ratio > 1.01)]  # larger ones say less where values were stored with few digits
         if ratio.size == 0:
             continue
         tried += 1
-        hits += any(np.all(np.abs(k * ratio - np.rint(k * ratio)) < 2e-3 * np.sqrt(k * ratio)) for k in (1, 2, 3))
+        hits += any(np.all(np.abs(k * ratio - np.rint(k * ratio)) < 2e-3 * k * ratio) for k in (1, 2, 3))
     return tried >= 3 and hits >= 0.8 * tried

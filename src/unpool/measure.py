@@ -238,7 +238,7 @@ def design_indices(adata: Any, design: Design, index: Any, n_cells: int) -> NDAr
     found = values.map(position)
     if found.isna().any():
         raise InputError(
-            f"cell {int(np.flatnonzero(found.isna())[0])} has design {values[found.isna()].iloc[0]!r}; "
+            f"cell {int(np.flatnonzero(found.isna())[0])} has design {values[found.isna()].iloc[0]}; "
             f"the designs are {', '.join(design.names[:5])} (numbers 0 to {design.n_designs - 1})"
         )
     return np.asarray(found.to_numpy(), dtype=np.intp)
