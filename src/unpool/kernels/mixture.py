@@ -87,7 +87,7 @@ def condition(
     """
     K, m = pool_means.shape
     identity = np.eye(m)
-    size = np.trace(pool_covariances, axis1=1, axis2=2) / m
+    size = np.trace(pool_covariances, axis1=1, axis2=2) / max(m, 1)
     size = np.where(size > 0, size, 1.0)
     L = np.linalg.cholesky(pool_covariances + (jitter * size)[:, None, None] * identity)
     L_inverse = np.tril(np.linalg.inv(L))
@@ -152,7 +152,7 @@ def posterior_moments(
         D_tile = np.ascontiguousarray(D[tile])
         augmented = np.concatenate([np.ones((1, D_tile.shape[0])), D_tile.T])
         for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
-            q = _squared_distances(member.whitening, augmented)
+            q = _squared_distances(member.whitening, augmented, len(member.log_weights))
             r = _responsibilities(q, member.log_weights, nu, D.shape[1], dropped)
             if responsibilities is not None:
                 responsibilities[b][tile] = r.T
@@ -165,12 +165,13 @@ def posterior_moments(
     return mean, np.maximum(square - np.square(mean), 0.0) if second else None, distance
 
 
-@njit(cache=True, fastmath={"contract"})
-def _squared_distances(whitening: Array, augmented: Array) -> Array:
+@njit(fastmath={"contract"})
+def _squared_distances(whitening: Array, augmented: Array, K: int) -> Array:
     """q, components x cells: squared norms of whitening @ (1, d), a few components at a time."""
     m, n = augmented.shape[0] - 1, augmented.shape[1]
-    K = whitening.shape[0] // m
     q = np.zeros((K, n))
+    if m == 0:
+        return q
     step = max(1, _CHUNK // m)
     product = np.empty((step * m, n))
     for first in range(0, K, step):
@@ -186,7 +187,7 @@ def _squared_distances(whitening: Array, augmented: Array) -> Array:
     return q
 
 
-@njit(cache=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _responsibilities(q: Array, log_weights: Array, nu: float, m: int, dropped: float) -> Array:
     """Responsibilities, components x cells; those that are negligible are exactly zero.
 
@@ -229,7 +230,7 @@ def _responsibilities(q: Array, log_weights: Array, nu: float, m: int, dropped: 
     return u
 
 
-@njit(cache=True, fastmath={"contract"})
+@njit(fastmath={"contract"})
 def _accumulate(
     D: Array,
     q: Array,

@@ -39,7 +39,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], float, A
     """Genes, degrees of freedom, shares and members of a model file."""
     path = existing(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             if "unpool_model" not in file:
                 raise FileError(f"{path} is not a model file; expected one written by Model.save")
             version = int(file["unpool_model"])

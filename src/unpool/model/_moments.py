@@ -117,10 +117,9 @@ def one_gaussian(X: Array) -> Mixture:
     """One component: the mean and the covariance, shrunk by Ledoit & Wolf (2004) on genes of unit variance."""
     from sklearn.covariance import ledoit_wolf
 
-    sd = np.sqrt(overall_variance(X))
-    mean = X.mean(axis=0)
-    correlation, _ = ledoit_wolf((X - mean) / sd, assume_centered=True)
-    g = X.shape[1]
+    n, g = X.shape
+    sd, mean = np.sqrt(overall_variance(X)), X.mean(axis=0)
+    correlation = ledoit_wolf((X - mean) / sd, assume_centered=True)[0] if n > 1 else np.eye(g)
     return Mixture(
         weights=np.ones(1),
         means=mean[None, :],

@@ -91,11 +91,11 @@ def see(
 
 
 def _coordinates(covariance: Array, used: NDArray[np.bool_]) -> Array:
-    """T, pools x coordinates: unit scale, then the eigenvectors of what varies; at least one column."""
+    """T, pools x coordinates: unit scale, then the eigenvectors of what varies."""
     size = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     used = used & (size > 0)
     if not used.any():
-        return np.zeros((len(size), 1))
+        return np.zeros((len(size), 0))
     inverse = np.where(used, 1.0 / np.where(used, size, 1.0), 0.0)
     eigenvalue, vector = np.linalg.eigh(covariance * np.outer(inverse, inverse))
     return np.asarray(inverse[:, None] * vector[:, eigenvalue > _DEPENDENT * eigenvalue[-1]])
@@ -137,6 +137,6 @@ def decode_blocks(
         mean[rows] = np.maximum(y, 0.0, out=y) if clip else y
         if sd is not None and variance is not None:
             sd[rows] = np.sqrt(variance, out=variance)
-        misfit[rows] = (distance - m) / np.sqrt(2 * m)
+        misfit[rows] = (distance - m) / np.sqrt(2 * max(m, 1))
 
     map_blocks(decode, D.shape[0], n_threads)
