@@ -42,7 +42,7 @@ def njit(**options: Any) -> Callable[[Function], Function]:
 
 def _survive_a_full_disk(compiled: Any) -> None:
     """Let a kernel run although its machine code cannot be saved."""
-    cache = getattr(compiled, "_cache", None)
+    cache: Any = getattr(compiled, "_cache", None)
     save = getattr(cache, "save_overload", None)
     if save is None:
         return
