@@ -75,5 +75,8 @@ def iterate(
         trace.append(objective)
         if error <= tol:
             return Run(state, len(trace), True, "solved", np.array(trace))
-    status = f"not converged: error {error:.2e} after {len(trace)} iterations, tol={tol:.0e}; raise max_iter or accept with a larger tol"
+    status = (
+        f"not converged: error {error:.2e} after {len(trace)} iterations, tol={tol:.0e}; "
+        "raise max_iter or accept a larger tol"
+    )
     return Run(state, len(trace), False, status, np.array(trace))
