@@ -5,5 +5,8 @@
 
 # Imported here, not on first use: a function and its module share a name, and whichever is bound last wins.
 from unpool.solvers._solution import Solution
+from unpool.solvers.certificate import duality_gap
+from unpool.solvers.minimum_norm import minimum_norm
+from unpool.solvers.nuclear_norm import nuclear_norm
 
-__all__ = ["Solution"]
+__all__ = ["Solution", "duality_gap", "minimum_norm", "nuclear_norm"]
