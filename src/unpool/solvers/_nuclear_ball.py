@@ -46,7 +46,7 @@ def _unconstrained(full: Full) -> Point:
 
 
 def _constrained(full: Full, at: Point, accept: Callable[[Point], bool]) -> Point | None:
-    sigma = 10 * full.base
+    sigma = 30 * full.base
     pruned = False
     for _ in range(40):
         new = _worst(at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Full:
 class Point:
     """X cells x genes, Y cells x k, and z >= 0 on the pairs (cell, gene) whose X >= 0 is enforced so far.
 
-    `steps` counts Newton steps, `change` is the last relative change of X.
+    `steps` counts Newton steps, `change` is the last relative change of X; `error` estimates the relative duality gap.
     """
 
     X: Array
@@ -47,6 +47,7 @@ class Point:
     z: Array
     steps: int = 0
     change: float = 1.0
+    error: float = 1.0
 
     def Z(self) -> Array:
         """Multipliers as a cells x genes matrix."""
@@ -139,7 +140,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
         miss = float(np.hypot(np.linalg.norm(gY), np.linalg.norm(np.where(z > 0, gz, np.minimum(gz, 0.0))))) / size
         if steps == max_newton or miss <= 0.1 * min(at.change, 0.1) or miss <= 1e-13:
             break
-        lm = full.base * min(1.0, max(10 * miss, 1e-6))
+        lm = full.base * max(0.1 * miss, 1e-6)
         dY, dz = newton_step(spectrum, Q, pairs, diagonal + lm, lm, gY, gz, z, away)
         slope = float(np.vdot(gY, dY) + gz @ dz)
         t = 1.0
@@ -151,7 +152,16 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
             t *= 0.5
         Y, z, phi = new_Y, new_z, new_phi
     image = spectrum.shrunk
-    change = float(np.linalg.norm(image - X) / max(np.linalg.norm(image), 1e-300))
-    return Point(
-        reduced.lift_rows(image) @ reduced.columns.T, reduced.lift_rows(Y), at.cell, at.gene, z, at.steps + steps, change
+    value = float(np.sum(spectrum.s[: spectrum.r] - sigma))
+    scale = float(np.linalg.norm(Y @ Q.T + pairs.spread(z, X.shape), 2))
+    bound = (float(np.vdot(Y, T)) - reduced.radius * float(np.linalg.norm(Y / p))) / scale if scale > 0 else 0.0
+    tiny = float(np.finfo(float).tiny)
+    return replace(
+        at,
+        X=reduced.lift_rows(image) @ reduced.columns.T,
+        Y=reduced.lift_rows(Y),
+        z=z,
+        steps=at.steps + steps,
+        change=float(np.linalg.norm(image - X)) / max(float(np.linalg.norm(image)), tiny),
+        error=abs(value - bound) / max(value, tiny),
     )
