@@ -123,4 +123,4 @@ def solve_in_span(full: Full, max_steps: int = 12) -> tuple[Point, bool]:
     inverse = np.linalg.pinv(G)
     Z2Q = Z2 @ full.Q
     Y = L @ ((Vt - Z1) @ full.Q) - (Z2 @ V) @ inverse - (Z2Q - (Z2Q @ G) @ inverse)
-    return Point((L * s) @ Vt, Y, cell, gene, z, steps, change), change <= 1e-8
+    return Point((L * s) @ Vt, Y, cell, gene, z, steps, change, 0.0), change <= 1e-8

@@ -14,7 +14,9 @@ from unpool.errors import InputError
 from unpool.solvers._driver import iterate
 from unpool.solvers._input import as_batches
 from unpool.solvers._nuclear_admm import Iterate, admm_step, start_at
+from unpool.solvers._nuclear_core import Full, Point
 from unpool.solvers._nuclear_problem import Answer, NormalForm, Program, normal_form
+from unpool.solvers._nuclear_search import solve_one_design
 from unpool.solvers._solution import Array, Solution
 
 __all__ = ["noise_radius", "nuclear_norm"]
@@ -163,6 +165,10 @@ def _solve(program: Program, max_iter: int, note: str, *, explicit: bool) -> Sol
     if closed is not None:
         return _solution(closed, True, f"solved in closed form: D P⁺{note}")
 
+    fast = _fast(program, problem, note)
+    if fast is not None:
+        return fast
+
     smallest = program.residual(program.nearest)
     if smallest > program.radius + program.slack:
         if explicit:
@@ -190,6 +196,25 @@ def _closed_form(program: Program, problem: NormalForm) -> Answer | None:
     k = int(np.sum(s > max(T.shape) * np.finfo(float).eps * s[0]))
     answer = program.judge(X, problem.pool_dual([left[:, :k] @ right[:k]]), np.zeros_like(X))
     return answer if answer.error <= program.tol else None
+
+
+def _fast(program: Program, problem: NormalForm, note: str) -> Solution | None:
+    """Newton's method, for one design."""
+    if len(problem.T) > 1 or problem.radius < program.radius * 1e-3:
+        return None
+    full = Full.of(problem.T[0], problem.Q[0], problem.p[0], problem.radius)
+    answers: list[Answer] = []
+
+    def accept(at: Point) -> bool:
+        if at.error > program.tol:
+            return False
+        answers[:] = [program.judge(at.X, problem.pool_dual([at.Y]), at.Z())]
+        return answers[0].error <= program.tol
+
+    at = solve_one_design(full, program.nonneg, accept)
+    if at is None or not answers or answers[0].error > program.tol:
+        return None
+    return _solution(answers[0], True, "solved" + note, at.steps)
 
 
 def _slow(program: Program, problem: NormalForm, max_iter: int, note: str) -> Solution:

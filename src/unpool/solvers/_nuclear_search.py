@@ -1,29 +1,56 @@
-"""The one-design nuclear-norm program with a positive radius: X >= 0 enforced only where it is needed."""
+"""One design: find the few entries on which X >= 0 has to be enforced, and solve for them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unpool.solvers._nuclear_core import Full, Point, proximal_step, reduce
+from unpool.solvers._nuclear_span import solve_in_span
 from unpool.solvers._solution import Array
 
-__all__ = ["solve_ball"]
+__all__ = ["solve_one_design"]
 
 MAX_PAIRS = 1200  # beyond this many enforced entries the Newton systems cost more than alternating directions
 
 
-def solve_ball(full: Full, nonneg: bool, accept: Callable[[Point], bool]) -> Point | None:
-    """Solve without X >= 0, then enforce it on the worst cells until none is left; None when that does not end.
+@dataclass(frozen=True)
+class Schedule:
+    """Penalty of the outer steps, in units of the scale of X: `start`, times `growth`, at most `top`.
 
-    `accept` judges a point of the full program.
+    `newton` steps at most in each outer step, `budget` in all.
     """
-    at = _unconstrained(full)
-    if accept(at) or not nonneg:
+
+    start: float
+    growth: float
+    top: float
+    newton: int
+    budget: int
+
+
+BALL = Schedule(30.0, 3.0, 1e3, 2, 60)
+EXACT = Schedule(1.0, 2.0, 100.0, 4, 60)
+EXACT_SLOWLY = Schedule(1.0, 1.5, 20.0, 20, 120)
+
+
+def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) -> Point | None:
+    """Solve a relaxed program, then enforce X >= 0 on the worst entries until `accept` takes the point.
+
+    With a positive radius the relaxed program leaves X >= 0 out; at radius 0 that has a closed form, and X is kept in the
+    span of the measurement instead. None: the budget of Newton steps or of enforced entries is spent.
+    """
+    if full.radius > 0 or not nonneg:
+        at = _unconstrained(full)
+        if accept(at) or not nonneg:
+            return at
+        return _enforce(full, at, BALL, accept)
+    at, settled = solve_in_span(full)
+    if settled and accept(at):
         return at
-    return _constrained(full, at, accept)
+    at = replace(at, change=1.0)
+    return _enforce(full, at, EXACT, accept) or _enforce(full, at, EXACT_SLOWLY, accept)
 
 
 def _unconstrained(full: Full) -> Point:
@@ -45,23 +72,28 @@ def _unconstrained(full: Full) -> Point:
     return at
 
 
-def _constrained(full: Full, at: Point, accept: Callable[[Point], bool]) -> Point | None:
-    sigma = 30 * full.base
+def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point], bool]) -> Point | None:
+    """Alternate between outer steps and new enforced entries; drop those without multiplier once none is missing."""
+    sigma = schedule.start * full.base
+    end = at.steps + schedule.budget
     pruned = False
-    for _ in range(40):
+    while at.steps < end:
         new = _worst(at)
         if len(new[0]):
-            at = _enforce(at, *new)
+            at = _add(at, *new)
         elif at.change < 1e-2 and not pruned:
             keep = at.z > 0
             at = replace(at, cell=at.cell[keep], gene=at.gene[keep], z=at.z[keep])
             pruned = True
         if len(at.z) > MAX_PAIRS:
             return None
-        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, 2)
+        before = at.steps
+        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, schedule.newton)
         if accept(at):
             return at
-        sigma = min(3 * sigma, 1e3 * full.base)
+        if at.steps == before and len(new[0]) == 0 and at.change < 1e-14:
+            return None
+        sigma = min(schedule.growth * sigma, schedule.top * full.base)
     return None
 
 
@@ -80,7 +112,7 @@ def _worst(at: Point) -> tuple[Array, Array]:
     return cells[row], gene
 
 
-def _enforce(at: Point, cell: Array, gene: Array) -> Point:
+def _add(at: Point, cell: Array, gene: Array) -> Point:
     """Add pairs with multiplier 0."""
     return replace(
         at,
