@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import nnls as _nnls
 
 from unpool.solvers._solution import Array
 from unpool.solvers.certificate import duality_gap
+from unpool.solvers.nnls import nnls
 
 __all__ = ["Answer", "NormalForm", "Program", "frobenius", "normal_form"]
 
