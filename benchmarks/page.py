@@ -48,7 +48,9 @@ def cell(value: Any) -> str:
 
 
 def section(name: str, result: dict[str, Any]) -> str:
-    """One benchmark: its tables and the machine that it ran on."""
+    """One benchmark: its tables and the machine that it ran on; of a file without tables, where it is."""
+    if "columns" not in result and "tables" not in result:
+        return f"## {name}\n\nNot made for this page: [results/{name}.json](results/{name}.json)"
     tables = result.get("tables", [result])
     parts = [f"## {result['title']}", f"`python benchmarks/{name}.py`"]
     for table in tables:
