@@ -12,10 +12,10 @@ TOP = """# Benchmarks
 
 Written by `benchmarks/page.py` from `benchmarks/results/*.json`; `make bench` measures everything again and rewrites it.
 
-Ratios are what to read: all that stands in one ratio was measured in one run, in turns where both are fast. Seconds stand
-beside them for orientation and belong to the machine named below each table. Peers run with their best reasonable settings in
-a process of their own; one that fails, or has no answer after 120 s, keeps its row. "SVD" is the unit of time: `numpy.linalg.svd`
-of a 500 x 100 matrix with one BLAS thread.
+Ratios are what to read: both sides were measured in one run. Seconds stand beside them for orientation and belong to the
+machine named below each section. Peers run with their best reasonable settings in a process of their own; one that fails, or
+has no answer after 120 s, keeps its row. "SVD" is the unit of time: `numpy.linalg.svd` of a 500 x 100 matrix with one BLAS
+thread, measured in turns with what it is the unit of.
 """
 
 
@@ -59,7 +59,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         parts.append(markdown(table))
     if "tables" in result and result.get("notes"):
         parts.append("\n".join(f"- {note}" for note in result["notes"]))
-    parts.append(f"<sub>{_words(result['machine'])}</sub>")
+    parts.append(f"<sub>{_words(result['machine'])}{_busy(result['machine'])}</sub>")
     return "\n\n".join(parts)
 
 
@@ -77,6 +77,12 @@ def _words(machine: Any) -> str:
     if not isinstance(machine, dict):
         return str(machine)
     return "; ".join(f"{key}: {_value(value)}" for key, value in machine.items() if value not in ({}, [], None))
+
+
+def _busy(machine: Any) -> str:
+    """Say so where other work was running: a load of one is half of two cores."""
+    load = machine.get("load at start", 0.0) if isinstance(machine, dict) else 0.0
+    return ". Measured on a busy machine: other work took part of the cores." if load >= 1 else ""
 
 
 def _value(value: Any) -> str:

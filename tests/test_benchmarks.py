@@ -135,6 +135,12 @@ def test_the_page_renders(benchmarks, tmp_path):
     ):
         assert line in text
     assert "### A small one" in text
+    assert "busy" not in text
+
+
+def test_the_page_says_when_the_machine_was_busy(benchmarks):
+    busy = SMALL | {"machine": SMALL["machine"] | {"load at start": 3.2}}
+    assert "load at start: 3.2. Measured on a busy machine" in benchmarks("page").section("b_small", busy)
 
 
 def test_a_row_of_the_wrong_length_is_refused(benchmarks):
