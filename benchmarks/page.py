@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def markdown(table: dict[str, Any]) -> str:
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} values in a table of {len(columns)} columns: {row}")
-    lines = [_line(columns), _line("---" for _ in columns), *(_line(map(cell, row)) for row in rows)]
+    lines = [_line(columns), _line("---" for _ in columns), *(_line(map(cell, row)) for row in rows)] if columns else []
     notes = table.get("notes") or []
     notes = [notes] if isinstance(notes, str) else notes
     return "\n".join([*lines, *(("", *(f"- {note}" for note in notes)) if notes else ())])
@@ -49,18 +49,28 @@ def cell(value: Any) -> str:
 
 def section(name: str, result: dict[str, Any]) -> str:
     """One benchmark: its tables and the machine that it ran on; of a file without tables, where it is."""
-    if "columns" not in result and "tables" not in result:
-        return f"## {name}\n\nNot made for this page: [results/{name}.json](results/{name}.json)"
-    tables = result.get("tables", [result])
-    parts = [f"## {result['title']}", f"`python benchmarks/{name}.py`"]
+    tables = [result] if "columns" in result else result.get("tables") or list(grouped(result))
+    parts = [f"## {result.get('title', name)}", f"`python benchmarks/{name}.py`"]
+    if not tables:
+        parts.append(f"Not made for this page: [results/{name}.json](results/{name}.json)")
     for table in tables:
         if table is not result:
             parts.append(f"### {table['title']}")
         parts.append(markdown(table))
-    if "tables" in result and result.get("notes"):
+    if "columns" not in result and result.get("notes"):
         parts.append("\n".join(f"- {note}" for note in result["notes"]))
-    parts.append(f"<sub>{_words(result['machine'])}{_busy(result['machine'])}</sub>")
+    machine = result.get("machine", "")
+    parts.append(f"<sub>{_words(machine)}{_busy(machine)}</sub>")
     return "\n\n".join(parts)
+
+
+def grouped(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Tables of a result by settings: {"settings" or "results": {name: {"table": [record, ...] or "mean": record}}}."""
+    for name, group in (result.get("settings") or result.get("results") or {}).items():
+        records = group.get("table") or ([group["mean"]] if "mean" in group else [])
+        columns = list(records[0]) if records else []
+        notes = [f"skipped: {group['skipped']}"] if "skipped" in group else []
+        yield {"title": group.get("title", name), "columns": columns, "rows": records, "notes": notes}
 
 
 def page(results: Iterable[Path]) -> str:

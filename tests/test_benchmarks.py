@@ -143,6 +143,15 @@ def test_the_page_says_when_the_machine_was_busy(benchmarks):
     assert "load at start: 3.2. Measured on a busy machine" in benchmarks("page").section("b_small", busy)
 
 
+def test_results_by_settings_become_tables(benchmarks):
+    settings = {"a": {"title": "First", "table": [{"method": "ours", "mean": 0.9}]}, "b": {"skipped": "no data"}}
+    text = benchmarks("page").section("decoder", {"machine": {"cpu": "abacus"}, "settings": settings})
+    for line in ("## decoder", "### First", "| method | mean |", "| ours | 0.9 |", "### b", "- skipped: no data"):
+        assert line in text.splitlines()
+    text = benchmarks("page").section("other", {"results": {"a": {"mean": {"coverage": 0.91}}}})
+    assert "| coverage |\n| --- |\n| 0.91 |" in text
+
+
 def test_a_row_of_the_wrong_length_is_refused(benchmarks):
     with pytest.raises(ValueError, match="a row of 2 values in a table of 3 columns"):
         benchmarks("page").markdown(SMALL | {"rows": [["ours", 1.0]]})
