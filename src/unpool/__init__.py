@@ -27,8 +27,11 @@ __version__ = _version("unpool")
 
 # A function that shares its name with its module is imported here, so that the name means the function.
 from unpool import design, errors, simulate
+from unpool.decode import decode
 from unpool.design import Design
+from unpool.evaluate import evaluate
 from unpool.measure import measure, pooled
+from unpool.report import report
 
 # public name -> the module that holds it ("": the name is a module), imported on first use: these need numba,
 # scikit-learn or matplotlib
@@ -42,11 +45,14 @@ __all__ = [
     "Design",
     "Model",
     "__version__",
+    "decode",
     "design",
     "errors",
+    "evaluate",
     "measure",
     "pl",
     "pooled",
+    "report",
     "simulate",
     "solvers",
 ]

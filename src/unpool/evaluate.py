@@ -16,7 +16,7 @@ from unpool._validate import Table, align, blocks, dense, expression, intensitie
 from unpool.design import Design
 from unpool.errors import InputError
 from unpool.io import write_csv
-from unpool.measure import noise_factor, recorded_design, recorded_noise
+from unpool.measure import design_noise, recorded_design, recorded_noise
 
 __all__ = ["BASELINES", "Scores", "evaluate", "matched_cells"]
 
@@ -352,8 +352,7 @@ def _noise_covariance(decoded: Any, pooled: AnnData, design: Design, b: int) -> 
     if "simulated" not in pooled.uns["unpool"]:
         return np.zeros((design.n_pools, design.n_pools))
     noise_var, stage = recorded_noise(pooled)
-    L = noise_factor(noise_var, stage, design, b)
-    return np.asarray(L @ L.T)
+    return design_noise(noise_var, stage, design, b)
 
 
 def _linear(X: Floats, design: Design, R: Sequence[Floats], genes: NDArray[np.intp]) -> _Baseline:

@@ -6,10 +6,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import pandas as pd
 
 from unpool.errors import FileError
@@ -112,12 +114,40 @@ def _umask() -> int:
 
 def write_h5ad(adata: ad.AnnData, path: str | os.PathLike[str]) -> None:
     """Write an h5ad file atomically, with text in the encoding that R and old readers know."""
-    with writing(path) as beside, ad.settings.override(**_text_encoding()):
-        adata.write_h5ad(beside, compression="gzip", compression_opts=1)
+    encoding = {"allow_write_nullable_strings": False} if hasattr(ad.settings, "allow_write_nullable_strings") else {}
+    with writing(path) as beside, ad.settings.override(**encoding), _DeferredErrors(beside, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
+        raw.raise_error()
 
 
-def _text_encoding() -> dict[str, Any]:
-    return {"allow_write_nullable_strings": False} if hasattr(ad.settings, "allow_write_nullable_strings") else {}
+class _DeferredErrors(FileIO):
+    """A file whose failed writes are told at the end: HDF5 cannot survive them, and takes the process down at exit."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        return len(buffer) if self.error else super().readinto(buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        if self.error is None:
+            try:
+                return super().truncate(size)
+            except OSError as error:
+                self.error = error
+        return size or 0
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 def write_csv(frame: pd.DataFrame, path: str | os.PathLike[str], *, index: bool = True) -> None:

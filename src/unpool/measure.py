@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,22 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from unpool import __version__
 from unpool._validate import Table, align, blocks, choice, dense, expression, generator, intensities, number
 from unpool.design import Design
 from unpool.errors import InputError
 
-__all__ = ["NOISE_STAGES", "measure", "pooled", "recorded_design", "recorded_noise", "unpool_record"]
+__all__ = [
+    "NOISE_STAGES",
+    "covariance_root",
+    "design_keys",
+    "design_noise",
+    "measure",
+    "noise_covariance",
+    "pooled",
+    "recorded_design",
+    "recorded_noise",
+    "unpool_record",
+]
 
 NOISE_STAGES = ("pool", "expression")
 
@@ -157,13 +168,13 @@ def pooled(D: Any, design: Design, *, design_index: Any = None, obs: pd.DataFram
     index = design_indices(result, design, design_index, X.shape[0])
     if design.n_designs > 1:
         result.obs["design"] = pd.Categorical.from_codes(index.tolist(), categories=pd.Index(design.names))
-    for key, W in zip(_design_keys(design.n_designs), design.matrices, strict=True):
+    for key, W in zip(design_keys(design.n_designs), design.matrices, strict=True):
         result.varm[key] = np.ascontiguousarray(W.T)
     result.uns["unpool"] = {
         "kind": "pooled",
         "genes": np.array(design.genes, dtype=object),
         "designs": np.array(design.names, dtype=object),
-        "version": __version__,
+        "version": version("unpool"),
     }
     return result
 
@@ -186,7 +197,7 @@ def recorded_design(adata: Any, what: str = "the pooled data") -> tuple[Design, 
     record = unpool_record(adata, what)
     genes, designs = list(map(str, record["genes"])), list(map(str, record.get("designs", ["design_0"])))
     matrices = []
-    for key in _design_keys(len(designs)):
+    for key in design_keys(len(designs)):
         if key not in adata.varm:
             raise InputError(
                 f"{what} lost its design (varm[{key!r}] is missing): when joining measurements of one design, use "
@@ -244,7 +255,8 @@ def design_indices(adata: Any, design: Design, index: Any, n_cells: int) -> NDAr
     return np.asarray(found.to_numpy(), dtype=np.intp)
 
 
-def _design_keys(n_designs: int) -> list[str]:
+def design_keys(n_designs: int) -> list[str]:
+    """Keys of varm that hold the designs."""
     return ["design"] if n_designs == 1 else [f"design_{b}" for b in range(n_designs)]
 
 
@@ -287,40 +299,71 @@ def _variance_of_snr(
     return v[0] if design.n_designs == 1 else v
 
 
-def noise_factor(noise_var: Any, stage: str, design: Design, b: int) -> NDArray[np.float64]:
-    """Matrix L with noise = (standard normal) Lᵀ for the cells of design b: pools x (pools or genes)."""
-    v = np.asarray(noise_var, dtype=np.float64)
-    m, g = design.n_pools, design.n_genes
+def noise_covariance(noise_var: Any, P: NDArray[np.float64], stage: str) -> NDArray[np.float64]:
+    """R, the covariance of the noise in the pools: pools x pools.
+
+    Parameters
+    ----------
+    noise_var
+        A number, a vector (one per pool at the pool stage, one per gene at the expression stage), or R itself.
+    P
+        Genes x pools.
+    stage
+        "pool": R = diag(v); "expression": R = Pᵀ diag(v) P.
+    """
+    g, m = P.shape
+    try:
+        v = np.asarray(noise_var, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"noise_var={noise_var!r} is not a number; give a variance >= 0, or one per pool") from error
     if not np.isfinite(v).all():
-        raise InputError("noise_var is not finite; give a number >= 0, or one per pool")
-    if stage == "pool" and design.n_designs > 1 and v.shape == (design.n_designs, m):
-        v = v[b]
-    elif stage == "pool" and v.shape == (m, m):
-        eigenvalue, vector = np.linalg.eigh((v + v.T) / 2)
-        if not np.allclose(v, v.T) or eigenvalue[0] < -1e-9 * max(eigenvalue[-1], 0.0):
-            raise InputError(
-                "noise_var is a matrix but no covariance (not symmetric, or negative eigenvalues); correct it"
-            )
-        return np.asarray(vector * np.sqrt(np.maximum(eigenvalue, 0.0)))
+        raise InputError("noise_var is not finite; give variances >= 0, or None to have them estimated")
+    if v.ndim == 2 and v.shape == (m, m):
+        return _checked_covariance(v)
     size, item = (m, "pool") if stage == "pool" else (g, "gene")
-    if v.ndim > 1 or (v.ndim == 1 and v.size != size):
-        raise InputError(f"noise_var has shape {v.shape}; expected one number, or one per {item} ({size})")
+    if v.ndim > 1 or (v.ndim == 1 and len(v) != size):
+        raise InputError(
+            f"noise_var has shape {v.shape}; expected one number, one per {item} ({size}), or a {m} x {m} covariance"
+        )
     if (v < 0).any():
         raise InputError(f"noise_var is {v.min():g}; a variance is >= 0")
-    sd = np.sqrt(np.broadcast_to(v, (size,)))
-    return np.diag(sd) if stage == "pool" else design.matrices[b].T * sd
+    v = np.broadcast_to(v, (size,))
+    return np.diag(v) if stage == "pool" else np.asarray(P.T @ (v[:, None] * P))
+
+
+def design_noise(noise_var: Any, stage: str, design: Design, b: int) -> NDArray[np.float64]:
+    """R of design b; with several designs, `noise_var` may also hold one row of pool variances per design."""
+    per_design = stage == "pool" and design.n_designs > 1 and np.shape(noise_var) == (design.n_designs, design.n_pools)
+    return noise_covariance(noise_var[b] if per_design else noise_var, design.matrices[b], stage)
+
+
+def _checked_covariance(R: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest = float(np.abs(R).max())
+    if not np.allclose(R, R.T, rtol=0, atol=1e-8 * largest):
+        raise InputError("noise_var is a matrix but no covariance: it is not symmetric; correct it")
+    R = (R + R.T) / 2
+    smallest = float(np.linalg.eigvalsh(R)[0])
+    if smallest < -1e-8 * largest:
+        raise InputError(f"noise_var is a matrix but no covariance: it has the eigenvalue {smallest:g}; correct it")
+    return R
+
+
+def covariance_root(R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """L with L Lᵀ = R, also for a singular R: standard normal rows times Lᵀ have covariance R."""
+    eigenvalue, vector = np.linalg.eigh(R)
+    return np.asarray(vector * np.sqrt(np.maximum(eigenvalue, 0.0)))
 
 
 def _noise(noise_var: Any, stage: str, design: Design, index: NDArray[np.intp], rng: np.random.Generator) -> Any:
-    """Noise in the pools, cells x pools; drawn per gene and pooled where it comes before pooling."""
-    factors = [noise_factor(noise_var, stage, design, b) for b in range(design.n_designs)]
+    """Noise in the pools, cells x pools."""
+    roots = [covariance_root(design_noise(noise_var, stage, design, b)) for b in range(design.n_designs)]
     E = np.empty((len(index), design.n_pools))
     rows_of = list(blocks(len(index)))
     for rows, block_rng in zip(rows_of, rng.spawn(len(rows_of)), strict=True):
-        z = block_rng.standard_normal((rows.stop - rows.start, factors[0].shape[1]))
+        z = block_rng.standard_normal((rows.stop - rows.start, design.n_pools))
         for b in np.unique(index[rows]):
             mine = index[rows] == b
-            E[rows][mine] = z[mine] @ factors[b].T
+            E[rows][mine] = z[mine] @ roots[b].T
     return E
 
 

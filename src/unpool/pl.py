@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from unpool._validate import align, dense, expression
+from unpool._validate import align, dense, table
 from unpool.evaluate import BASELINES, Z_90, Scores, matched_cells
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ __all__ = ["accuracy", "design", "genes", "misfit"]
 
 ACCENT, GREY, INK, RULE = "#0f6b8f", "#8b9199", "#24292f", "#d5d9de"
 _NAMES_SHOWN = {"x": 40, "y": 16}  # more names than this on an axis cannot be read
+_LETTERS_SHOWN = 24  # of a name on an axis
 _VECTORS_SHOWN = 5000  # more marks than this become an image inside a vector file
 
 
@@ -49,9 +50,8 @@ def accuracy(scores: Scores, *, ax: Axes | None = None) -> Axes:
     top = float(np.max(counts))
     rows = {name: -top * 0.14 * (i + 1) for i, name in enumerate(baselines)}
     for name, y in rows.items():
-        ax.vlines(
-            strips[name], y - 0.035 * top, y + 0.035 * top, color=GREY, alpha=0.45, linewidth=0.7, label=BASELINES[name]
-        )
+        lines = ax.vlines(strips[name], y - 0.035 * top, y + 0.035 * top, color=GREY, alpha=0.45, linewidth=0.7)
+        lines.set(label=BASELINES[name], rasterized=len(r) > _VECTORS_SHOWN // 10)
         mean = s["baselines"][name]["pearson_mean"]
         ax.plot([mean], [y], "o", color=INK, markersize=3.6, zorder=3)
         _beside(ax, y, f"{mean:.3f}", INK)
@@ -142,8 +142,10 @@ def genes(decoded: AnnData, truth: Any, gene: str, *, layer: str | None = None, 
     >>> truth = up.simulate.cell_types(100, 12, 3, rng=0)
     >>> ax = up.pl.genes(truth, truth, "gene_3")
     """
+    from matplotlib.ticker import MaxNLocator
+
     ax = _axes(ax)
-    true = expression(truth, what="the truth", layer=layer)
+    true = table(truth, what="the truth", layer=layer)
     j = align([gene], list(decoded.var_names), wanted_by="the plot", held_by="the decoded data")
     rows = matched_cells(list(decoded.obs_names), true.rows, "the truth")
     x = dense(true.X[:, align([gene], true.columns, wanted_by="the plot", held_by="the truth")], rows)[:, 0]
@@ -157,7 +159,9 @@ def genes(decoded: AnnData, truth: Any, gene: str, *, layer: str | None = None, 
     ax.plot([0, end], [0, end], color=INK, linewidth=0.8, zorder=2)
     ax.set_xlim(-0.02 * end, end)
     ax.set_ylim(min(-0.02 * end, float(y.min())), end)
-    ax.set_title(gene, parse_math=False)
+    for side in (ax.xaxis, ax.yaxis):
+        side.set_major_locator(MaxNLocator(5))
+    ax.set_title(gene, loc="left", parse_math=False)
     ax.set_xlabel("true")
     ax.set_ylabel("decoded")
     _plain(ax, "left", "bottom")
@@ -165,7 +169,7 @@ def genes(decoded: AnnData, truth: Any, gene: str, *, layer: str | None = None, 
 
 
 def misfit(decoded: AnnData, *, ax: Axes | None = None) -> Axes:
-    """Histogram of how badly each cell's pools disagree with the model; the furthest 0.5 % share the last bar.
+    """Histogram of how badly each cell's pools disagree with the model; 0.25 % on either side share the outer bars.
 
     Parameters
     ----------
@@ -177,8 +181,8 @@ def misfit(decoded: AnnData, *, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     values = decoded.obs["unpool_misfit"].to_numpy(dtype=np.float64)
     values = values[np.isfinite(values)]
-    end = float(np.quantile(values, 0.995)) if len(values) else 0.0
-    ax.hist(np.minimum(values, end), bins=40, color=ACCENT, edgecolor="white", linewidth=0.6)
+    ends = np.quantile(values, (0.0025, 0.9975), method="nearest") if len(values) else (0.0, 0.0)
+    ax.hist(np.clip(values, *ends), bins=40, color=ACCENT, edgecolor="white", linewidth=0.6)
     ax.set_xlabel("misfit of the cell's pools (standardised)")
     ax.set_ylabel("cells")
     _plain(ax)
@@ -201,6 +205,8 @@ def _plain(ax: Axes, *kept: str) -> None:
         spine.set_visible(side in (kept or ("bottom",)))
         spine.set_color(RULE)
     ax.tick_params(color=RULE, labelcolor=INK)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set_color(INK)
 
 
 def _beside(ax: Axes, y: float, text: str, colour: str) -> None:
@@ -224,7 +230,8 @@ def _named_ticks(ax: Axes, axis: str, at: Any, names: list[str], what: str) -> N
         ticks([])
         label(f"{len(names):,} {what}")
         return
-    texts = ticks(at, names, rotation=90 if axis == "x" else 0, fontsize="small")
+    shown = [name if len(name) <= _LETTERS_SHOWN else name[: _LETTERS_SHOWN - 1] + "…" for name in names]
+    texts = ticks(at, shown, rotation=90 if axis == "x" else 0, fontsize="small")
     for text in texts:
         text.label1.set_parse_math(False)
     label(what)

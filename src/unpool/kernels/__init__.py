@@ -1,0 +1,1 @@
+"""Inner loops: arrays in, arrays out, nothing about files or annotations."""

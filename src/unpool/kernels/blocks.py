@@ -1,0 +1,61 @@
+"""Row blocks on threads: cut at the same places and worked with one BLAS thread, so threads cannot change a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from unpool._validate import BLOCK_ROWS, blocks
+
+__all__ = ["BLOCK_ROWS", "blocks", "map_blocks", "map_threads", "spawn"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], n_threads: int | None = None
+) -> list[Result]:
+    """Results of `function` for all items, in their order, on a pool of threads with one BLAS and OpenMP thread each.
+
+    Parameters
+    ----------
+    function
+        Called once an item; it must not depend on what the other calls do.
+    n_threads
+        Threads to use; None: as many as there are cores for this process.
+    """
+
+    def alone(item: Item) -> Result:
+        with threadpool_limits(1, user_api="openmp"):  # OpenMP counts threads for each calling thread
+            return function(item)
+
+    items = list(items)
+    with threadpool_limits(1, user_api="blas"):
+        n = min(len(items), n_threads or _cores())
+        if n <= 1:
+            return [alone(item) for item in items]
+        with ThreadPoolExecutor(n) as pool:
+            return list(pool.map(alone, items))
+
+
+def map_blocks(function: Callable[[slice], Result], n_rows: int, n_threads: int | None = None) -> list[Result]:
+    """Results of `function(rows)` for all blocks of `BLOCK_ROWS` rows, in order; see `map_threads`.
+
+    The function writes what is large into outputs that it was given, each block into its own rows.
+    """
+    return map_threads(function, blocks(n_rows), n_threads)
+
+
+def spawn(rng: np.random.Generator, n_rows: int) -> list[np.random.Generator]:
+    """One independent generator a block."""
+    return rng.spawn(-(-n_rows // BLOCK_ROWS))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

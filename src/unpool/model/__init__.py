@@ -1,0 +1,8 @@
+"""What expression looks like: a bag of mixtures, fitted from cells, and its posterior given pools."""
+
+from __future__ import annotations
+
+from unpool.model._model import Model
+from unpool.model._posterior import Posterior
+
+__all__ = ["Model", "Posterior"]

@@ -1,0 +1,310 @@
+"""Model: what expression looks like, learned from cells in which every gene was measured."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from unpool._validate import align, choice, dense, expression, generator, integer, names
+from unpool.errors import InputError
+from unpool.kernels.blocks import map_threads
+from unpool.measure import NOISE_STAGES, covariance_root, noise_covariance
+from unpool.model._cluster import SCALES, cluster
+from unpool.model._file import read_arrays, write_arrays
+from unpool.model._mixture import Array, Mixture
+from unpool.model._moments import one_gaussian, shrunk_mixture
+from unpool.model._noise import SAMPLE, estimate_variance
+from unpool.model._posterior import Posterior, decode_blocks, see
+
+__all__ = ["Model"]
+
+MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
+NU = 5.0
+_RESOLUTION_CELLS = 2048
+
+
+class Model:
+    """What expression looks like: a bag of mixtures over genes, linear scale.
+
+    Each *member* is one clustering of a reference, on another scale of the genes; each cluster is a component with its own
+    weight, mean and shrunk covariance and Student tails. A cell is decoded by the mean over the members of their posterior
+    means. One member with one component and no tails is the linear decoder.
+
+    Parameters
+    ----------
+    genes
+        Names of the genes.
+    members
+        Mixtures over these genes.
+    nu
+        Degrees of freedom of the components, > 2; infinity makes them Gaussian.
+    shares
+        Share of each member in the answer; equal by default.
+
+    Examples
+    --------
+    >>> import unpool as up
+    >>> cells = up.simulate.cell_types(300, 12, 3, rng=0)
+    >>> model = up.Model.from_cells(cells[:150])
+    >>> design = up.design.balanced(12, 6, pools_per_gene=2, rng=0)
+    >>> posterior = model.posterior(cells.X[150:] @ design.matrices[0], design.matrices[0], noise_var=0.0)
+    >>> posterior.mean.shape
+    (150, 12)
+    """
+
+    def __init__(self, genes: Sequence[str], members: Sequence[Mixture], *, nu: float = NU, shares: Any = None) -> None:
+        self.genes = tuple(names(genes, "gene"))
+        self.members = tuple(members)
+        self.nu = float(nu)
+        if not self.members or any(mixture.means.shape[1] != self.n_genes for mixture in self.members):
+            raise InputError(f"a model needs at least one member, each over its {self.n_genes} genes")
+        if not self.nu > 2:
+            raise InputError(f"nu={nu!r}: expected more than 2 degrees of freedom, or infinity for Gaussian components")
+        equal = np.full(len(self.members), 1 / len(self.members))
+        self.shares: Array = equal if shares is None else np.asarray(shares, dtype=np.float64)
+
+    @classmethod
+    def from_cells(
+        cls, reference: Any, *, layer: str | None = None, rng: Any = 0, n_members: int = 6, n_threads: int | None = None
+    ) -> Model:
+        """Learn from cells in which every gene was measured.
+
+        Parameters
+        ----------
+        reference
+            Cells x genes, linear scale, >= 0: AnnData, DataFrame, array or sparse matrix.
+        layer
+            Layer of an AnnData to use instead of X.
+        rng
+            Seed of the clusterings.
+        n_members
+            Clusterings, on the scales arcsinh, sqrt, linear, arcsinh with a finer and a coarser cofactor, composition, in
+            turn. More than six start again with other seeds.
+        n_threads
+            Threads; None: all cores of this process. They do not change the result.
+
+        Notes
+        -----
+        At most 50,000 cells are used, and 20,000 by k-means: a random subset of larger references. Cost a member: cells *
+        clusters * genes a k-means sweep, clusters = cells / 15 (4 to 400), and cells * genes² for the covariances.
+        """
+        table = expression(reference, what="the reference", layer=layer)
+        return cls._from_array(table.X, table.columns, rng=rng, n_members=n_members, n_threads=n_threads)
+
+    @classmethod
+    def _from_array(
+        cls, X: Any, genes: Sequence[str], *, rng: Any = 0, n_members: int = 6, n_threads: int | None = None
+    ) -> Model:
+        from sklearn.exceptions import ConvergenceWarning
+
+        rng = generator(rng)
+        n_members = integer(n_members, "n_members")
+        X = _reference_cells(X, rng)
+        scales = list(SCALES)
+
+        def member(job: tuple[int, np.random.Generator]) -> Mixture:
+            number, seed = job
+            return shrunk_mixture(X, cluster(X, scales[number % len(scales)], seed))
+
+        with warnings.catch_warnings():
+            # duplicated cells leave fewer distinct points than clusters
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            members = map_threads(member, enumerate(rng.spawn(n_members)), n_threads)
+        return cls(genes, members)
+
+    @classmethod
+    def gaussian(cls, reference: Any, *, layer: str | None = None, rng: Any = 0) -> Model:
+        """One Gaussian, the linear decoder: posterior mean mu + Σ P (Pᵀ Σ P + R)⁻¹ (d - Pᵀ mu), clipped at zero.
+
+        Parameters
+        ----------
+        reference, layer
+            As in `from_cells`.
+        rng
+            Chooses 50,000 cells of a larger reference.
+        """
+        table = expression(reference, what="the reference", layer=layer)
+        return cls._gaussian(table.X, table.columns, rng=rng)
+
+    @classmethod
+    def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
+        return cls(genes, [one_gaussian(_reference_cells(X, generator(rng)))], nu=np.inf)
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return len(self.genes)
+
+    @cached_property
+    def mean(self) -> Array:
+        """Mean expression: genes, linear scale."""
+        return np.asarray(sum(share * mixture.mean for share, mixture in zip(self.shares, self.members, strict=True)))
+
+    def covariance(self) -> Array:
+        """Covariance of expression over all cells: genes x genes."""
+        total = np.zeros((self.n_genes, self.n_genes))
+        for share, mixture in zip(self.shares, self.members, strict=True):
+            away = mixture.mean - self.mean
+            total += share * (mixture.covariance() + np.outer(away, away))
+        return total
+
+    def posterior(
+        self,
+        D: Any,
+        P: Any,
+        *,
+        noise_var: Any = None,
+        noise_stage: str = "pool",
+        sd: bool = True,
+        responsibilities: bool = False,
+        n_threads: int | None = None,
+        out: NDArray[np.floating] | None = None,
+    ) -> Posterior:
+        """Expression of cells, given their pools.
+
+        Parameters
+        ----------
+        D
+            Cells x pools, linear scale, array or CSR.
+        P
+            Genes x pools: the design, genes in the model's order.
+        noise_var
+            Noise variance: a number, one per pool (pool stage) or per gene (expression stage), a pools x pools covariance,
+            or None to have it estimated (`estimate_noise`).
+        noise_stage
+            "pool": noise in the pools; "expression": noise in every entry of M, before pooling.
+        sd
+            Whether the standard deviation is wanted; it costs about as much as the mean.
+        responsibilities
+            Whether the responsibilities of the components are wanted.
+        n_threads
+            Threads; None: all cores of this process. They do not change the result.
+        out
+            Cells x genes: where to write the mean; a new float32 array by default.
+
+        Notes
+        -----
+        Cost a cell: components * pools², and pools * genes for each component to which the cell can belong. Memory beyond
+        the outputs: 8 * components * pools * (genes + pools) bytes, and some 50 MB a thread.
+        """
+        P, D = self._design(P), _pools(D)
+        if D.shape[1] != P.shape[1]:
+            raise InputError(f"D has {D.shape[1]} pools, P has {P.shape[1]}; give the design that D was measured with")
+        choice(noise_stage, NOISE_STAGES, "noise_stage")
+        if noise_var is None:
+            noise_var = self.estimate_noise(D, P, noise_stage=noise_stage)
+        R = noise_covariance(noise_var, P, noise_stage)
+        seen = see(self.members, self.shares, self.nu, P, R, n_threads=n_threads)
+        n = D.shape[0]
+        if out is not None and out.shape != (n, self.n_genes):
+            raise InputError(f"out has shape {out.shape}; expected {(n, self.n_genes)}")
+        mean = np.empty((n, self.n_genes), dtype=np.float32) if out is None else out
+        deviation = np.empty((n, self.n_genes), dtype=np.float32) if sd else None
+        misfit = np.empty(n, dtype=np.float32)
+        members = [
+            np.empty((n, mixture.n_components), dtype=np.float32) for mixture in self.members if responsibilities
+        ]
+        decode_blocks(seen, D, mean, deviation, misfit, members or None, n_threads=n_threads)
+        return Posterior(mean, deviation, misfit, tuple(members) or None)
+
+    def estimate_noise(self, D: Any, P: Any, *, noise_stage: str = "pool") -> Array:
+        """Noise variance by EM: one a pool (pool stage), or one number (expression stage).
+
+        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. Needs more
+        pools than the model needs to explain them: with few pools, noise and expression are told apart by the model alone.
+        """
+        P, D = self._design(P), _pools(D)
+        choice(noise_stage, NOISE_STAGES, "noise_stage")
+        sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
+        [variance] = map_threads(
+            lambda mixture: estimate_variance(mixture, sample, P, noise_stage, self.nu), self.members[:1], 1
+        )
+        return variance
+
+    def subset(self, genes: Sequence[str]) -> Model:
+        """Marginal model on some genes, by name, in the given order."""
+        wanted = names(genes, "gene")
+        index = np.asarray(align(wanted, self.genes, wanted_by="the subset", held_by="the model"))
+        return Model(wanted, [mixture.subset(index) for mixture in self.members], nu=self.nu, shares=self.shares)
+
+    def sample(self, n: int, rng: Any = None) -> Array:
+        """Draw cells from the model, clipped at zero: cells x genes, linear scale."""
+        rng = generator(rng)
+        per_member = rng.multinomial(integer(n, "n", minimum=0), self.shares)
+        drawn = [
+            mixture.draw(int(count), self.nu, rng) for count, mixture in zip(per_member, self.members, strict=True)
+        ]
+        return np.asarray(rng.permutation(np.maximum(np.concatenate(drawn), 0.0)))
+
+    def resolution(self, P: Any, noise_cov: Array, *, rng: Any = 0) -> Array:
+        """Share of each gene's variance that pools determine: genes, 0 to 1.
+
+        Var(posterior mean) / (Var(posterior mean) + mean posterior variance) over 2,048 cells drawn from the model, with
+        simulated noise.
+
+        Parameters
+        ----------
+        P
+            Genes x pools.
+        noise_cov
+            R, pools x pools.
+        """
+        rng, P = generator(rng), self._design(P)
+        R = noise_covariance(noise_cov, P, "pool")
+        D = self.sample(_RESOLUTION_CELLS, rng) @ P
+        D += rng.standard_normal((len(D), len(R))) @ covariance_root(R).T
+        posterior = self.posterior(D, P, noise_var=R)
+        determined = np.var(posterior.mean, axis=0, dtype=np.float64)
+        left = np.mean(np.square(np.asarray(posterior.sd, dtype=np.float64)), axis=0)
+        total = determined + left
+        return np.asarray(np.divide(determined, total, out=np.zeros_like(total), where=total > 0))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to one npz file, atomically."""
+        write_arrays(path, self.genes, self.nu, self.shares, self.members)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Model:
+        """Read a model that `save` wrote."""
+        genes, nu, shares, members = read_arrays(path)
+        return cls(genes, members, nu=nu, shares=shares)
+
+    def __repr__(self) -> str:
+        counts = [mixture.n_components for mixture in self.members]
+        components = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{counts[0]}"
+        tails = "Gaussian" if np.isinf(self.nu) else f"Student t, nu = {self.nu:g}"
+        some = ", ".join(self.genes[:4]) + (", ..." if self.n_genes > 4 else "")
+        return f"Model of {self.n_genes} genes ({some}): {len(counts)} members of {components} components, {tails}"
+
+    def _design(self, P: Any) -> Array:
+        """Check a design against the genes of the model."""
+        weights: Array = np.asarray(P.toarray() if sparse.issparse(P) else P, dtype=np.float64)
+        if weights.ndim != 2 or weights.shape[0] != self.n_genes:
+            raise InputError(
+                f"P has shape {weights.shape}, the model {self.n_genes} genes; expected genes x pools in the model's order "
+                "(Model.subset puts the model into the design's)"
+            )
+        if not np.isfinite(weights).all():
+            raise InputError("P holds values that are not finite; correct the design")
+        return weights
+
+
+def _pools(D: Any) -> Any:
+    D = D.tocsr() if sparse.issparse(D) else np.asarray(D)
+    if D.ndim != 2 or D.shape[0] == 0 or D.shape[1] == 0:
+        raise InputError(f"D has shape {D.shape}; expected cells x pools, at least one of each")
+    return D
+
+
+def _reference_cells(X: Any, rng: np.random.Generator) -> Array:
+    """Dense cells that a fit looks at: all, or a sorted random subset of a large reference."""
+    n = X.shape[0]
+    some = slice(None) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
+    return dense(X, some)

@@ -1,0 +1,253 @@
+"""What the page says: plain numbers and sentences, no layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from unpool import __version__
+from unpool._validate import table
+from unpool.design import Design
+from unpool.evaluate import BASELINES, Scores
+from unpool.measure import recorded_design
+
+__all__ = ["Content", "Fact", "gather", "number"]
+
+GENES_LISTED = 300
+_STAGES = {"pool": "in the pools (detector)", "expression": "before pooling (in every gene)"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number of the headline, with its label and what to compare it with."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that the page shows."""
+
+    headline: str
+    lead: list[str]
+    facts: list[Fact]
+    done: list[tuple[str, str]]
+    warnings: list[str]
+    methods: list[dict[str, Any]]  # decoder first, then the baselines, best first
+    genes: list[dict[str, Any]]
+    genes_note: str
+    shown_genes: list[tuple[str, str]]  # what is special about a gene, its name
+    misfit_note: str
+    design: Design | None
+    version: str
+
+
+def gather(decoded: AnnData, pooled: AnnData | None, scores: Scores | None) -> Content:
+    """Collect the content from a decoded matrix and what belongs to it."""
+    n_cells, names = decoded.n_obs, table(decoded, what="the decoded data").columns
+    record = _mapping(decoded.uns.get("unpool"))
+    design = _design(decoded, pooled, record)
+    resolution = decoded.var["resolution"].to_numpy(dtype=np.float64) if "resolution" in decoded.var else None
+    pools = f" from {design.n_pools:,} pools" if design else ""
+    return Content(
+        headline=f"{len(names):,} gene{'s' * (len(names) > 1)}{pools} in {n_cells:,} cell{'s' * (n_cells > 1)}",
+        lead=_lead(scores, decoded),
+        facts=_facts(design, resolution, scores),
+        done=_done(record, design, pooled),
+        warnings=[str(w) for w in np.atleast_1d(record.get("warnings", []))],
+        methods=_methods(scores),
+        genes=_genes(names, resolution, scores)[:GENES_LISTED],
+        genes_note=_genes_note(len(names), scores),
+        shown_genes=_shown(scores),
+        misfit_note=_misfit(decoded),
+        design=design,
+        version=__version__,
+    )
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Return a number with a true minus sign; a dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _design(decoded: AnnData, pooled: AnnData | None, record: Mapping[str, Any]) -> Design | None:
+    """Return the design that the pools carry, else the one that the decoded data carry, else None."""
+    if pooled is not None:
+        return recorded_design(pooled)[0]
+    keys = ["design"] if "design" in decoded.varm else sorted(
+        (k for k in decoded.varm if k.startswith("design_") and k[7:].isdigit()), key=lambda k: int(k[7:])
+    )  # fmt: skip
+    if not keys:
+        return None
+    named = {k: list(map(str, record[key])) for k, key in (("pools", "pools"), ("names", "designs")) if key in record}
+    return Design([np.asarray(decoded.varm[k]) for k in keys], genes=list(map(str, decoded.var_names)), **named)
+
+
+def _lead(scores: Scores | None, decoded: AnnData) -> list[str]:
+    if scores is None:
+        known = ["how much of each gene the measurement determines (resolution)"] * ("resolution" in decoded.var)
+        known += ["which cells disagree with the model (misfit)"] * ("unpool_misfit" in decoded.obs)
+        none = "No true expression was given, so this page makes no claim about accuracy."
+        return [f"{none} It says {' and '.join(known)}." if known else none]
+    s = scores.summary
+    best = s["baselines"][s["best_baseline"]]
+    compared = (
+        f"Over the genes, decoded and true expression correlate with a mean of {number(s['pearson_mean'])} (Pearson); "
+        f"the best baseline, {BASELINES[s['best_baseline']]}, reaches {number(best['pearson_mean'])}."
+    )
+    gained = (
+        f"The decoder removed {s['removed_share']:.0%} of that baseline's error."
+        if s["removed_share"] >= 0.005
+        else "The decoder removed none of that baseline's error: here, decoding gained nothing over it."
+    )
+    few = [k for k in BASELINES if k not in s["baselines"]]
+    missing = (
+        ["Not compared, because it takes the pools or the reference: " + "; ".join(BASELINES[k] for k in few) + "."]
+        if few
+        else []
+    )
+    constant = s["constant_genes"]
+    zero = (
+        [
+            f"{len(constant)} gene{'s do' if len(constant) > 1 else ' does'} not vary and count{'s' * (len(constant) == 1)} "
+            f"as 0: {', '.join(constant[:10])}{', ...' if len(constant) > 10 else ''}."
+        ]
+        if constant
+        else []
+    )
+    return [f"{compared} {gained}", *missing, *zero]
+
+
+def _facts(design: Design | None, resolution: Any, scores: Scores | None) -> list[Fact]:
+    facts = []
+    if scores is not None:
+        s = scores.summary
+        best = s["best_baseline"]
+        share = s["removed_share"]
+        facts = [
+            Fact(
+                "Mean Pearson",
+                number(s["pearson_mean"]),
+                f"best baseline {number(s['baselines'][best]['pearson_mean'])}",
+            ),
+            Fact("Error removed", f"{share:.0%}" if share >= 0.005 else "none", f"of {BASELINES[best]}"),
+            Fact("Worst gene", number(s["pearson_worst"]), s["worst_gene"]),
+        ]
+        if "coverage_90_mean" in s:
+            facts.append(Fact("In the 90 % interval", f"{s['coverage_90_mean']:.1%}", "of the true values"))
+    if design is not None:
+        facts.append(
+            Fact("Pack ratio", f"{design.pack_ratio:.3g}", f"{design.n_pools:,} pools, {design.n_genes:,} genes")
+        )
+    if resolution is not None and scores is None:
+        facts.append(Fact("Resolution", f"{np.median(resolution):.2f}", "median over the genes, 0 to 1"))
+    return facts
+
+
+def _done(record: Mapping[str, Any], design: Design | None, pooled: AnnData | None) -> list[tuple[str, str]]:
+    """Terms and descriptions of what was measured and how it was decoded."""
+    done = []
+    if design is not None:
+        done.append(
+            ("Design", " ".join(repr(design).removeprefix("Design: ").split()).replace(") genes per", "); genes per"))
+        )
+    stage = str(record.get("noise_stage", ""))
+    noise = [_STAGES[stage]] if stage in _STAGES else []
+    variances = [np.diag(np.asarray(record[k])) for k in sorted(record) if k.startswith("noise_covariance")]
+    if variances:
+        sd = np.sqrt(np.maximum(np.concatenate(variances), 0))
+        noise.append(f"standard deviation per pool {_extent(sd)}")
+    if "noise" in record:
+        noise.append(f"{record['noise']} to the decoder" if record["noise"] == "given" else str(record["noise"]))
+    simulated = _mapping(_mapping(pooled.uns.get("unpool")).get("simulated")) if pooled is not None else {}
+    if simulated:
+        at = f" at signal to noise {_text(simulated['snr'])}" if "snr" in simulated else ""
+        noise.append(f"simulated{at}{' with shot noise' if simulated.get('shot') else ''}")
+    if noise:
+        done.append(("Noise", "; ".join(noise)))
+    if "method" in record:
+        done.append(("Method", str(record["method"])))
+    parameters = _mapping(record.get("parameters"))
+    if parameters:
+        done.append(("Parameters", ", ".join(f"{k} = {_text(v)}" for k, v in parameters.items())))
+    for key in ("seed", "status"):
+        if key in record:
+            done.append((key.capitalize(), _text(record[key])))
+    if "design_digest" in record:
+        done.append(("Design digest", str(record["design_digest"])[:16]))
+    versions = _mapping(record.get("versions"))
+    if versions:
+        done.append(("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    return done
+
+
+def _text(value: Any) -> str:
+    """Return a parameter as a reader would write it; long arrays by their extent."""
+    array = np.asarray(value)
+    if array.ndim == 0:
+        item = array.item()
+        return f"{item:.6g}" if isinstance(item, float) else str(item)
+    if array.size <= 6:
+        return "(" + ", ".join(_text(v) for v in array.ravel()) + ")"
+    shape = " x ".join(map(str, array.shape))
+    return f"{shape} values" + (f", {_extent(array)}" if array.dtype.kind in "iuf" else "")
+
+
+def _extent(values: Any) -> str:
+    low, high = f"{np.min(values):.3g}", f"{np.max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _methods(scores: Scores | None) -> list[dict[str, Any]]:
+    """Mean, median and worst of the decoder and, best first, of the baselines."""
+    if scores is None:
+        return []
+    s = scores.summary
+    baselines = sorted(s["baselines"].items(), key=lambda item: -item[1]["pearson_mean"])
+    rows = [{"label": s["method"], "decoder": True, **s}]
+    return rows + [{"label": BASELINES[name], "decoder": False, **of} for name, of in baselines]
+
+
+def _genes(names: list[str], resolution: Any, scores: Scores | None) -> list[dict[str, Any]]:
+    """One row a gene, those to distrust first."""
+    frame = scores.genes.copy() if scores is not None else pd.DataFrame(index=names)
+    if resolution is not None:
+        frame["resolution"] = pd.Series(resolution, index=names)
+    by = [c for c in ("pearson", "resolution") if c in frame][:1]
+    frame = frame.sort_values(by, kind="stable") if by else frame
+    return [{"gene": str(gene), **dict(zip(frame.columns, map(float, row), strict=True))}
+            for gene, row in zip(frame.index, frame.to_numpy(), strict=True)]  # fmt: skip
+
+
+def _genes_note(n: int, scores: Scores | None) -> str:
+    order = "lowest correlation first" if scores is not None else "lowest resolution first"
+    return f"All {n:,} genes, {order}." if n <= GENES_LISTED else f"{GENES_LISTED} of {n:,} genes, {order}."
+
+
+def _shown(scores: Scores | None) -> list[tuple[str, str]]:
+    """The best, the median and the worst gene."""
+    if scores is None:
+        return []
+    order = scores.genes["pearson"].sort_values(kind="stable").index
+    picked = {"best": order[-1], "median": order[(len(order) - 1) // 2], "worst": order[0]}
+    return [(what, str(gene)) for what, gene in picked.items()]
+
+
+def _misfit(decoded: AnnData) -> str:
+    if "unpool_misfit" not in decoded.obs:
+        return ""
+    far = float(np.mean(decoded.obs["unpool_misfit"].to_numpy(dtype=np.float64) > 3))
+    return f"About 0 ± 1 for cells that the model explains; {far:.1%} of the cells lie above 3, and their genes deserve doubt."
