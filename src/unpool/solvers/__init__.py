@@ -5,5 +5,6 @@
 
 # Imported here, not on first use: a function and its module share a name, and whichever is bound last wins.
 from unpool.solvers._solution import Solution
+from unpool.solvers.modules import modules
 
-__all__ = ["Solution"]
+__all__ = ["Solution", "modules"]
