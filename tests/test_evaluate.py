@@ -341,24 +341,26 @@ def test_the_verdict_says_none_when_the_decoder_is_worse(monkeypatch: pytest.Mon
     better = evaluate(**e).summary
     r, b = better["pearson_mean"], max(of["pearson_mean"] for of in better["baselines"].values())
     assert better["removed_share"] == pytest.approx(((1 - b) - (1 - r)) / (1 - b))
-    assert f"removed {better['removed_share']:.0%} of the error" in better["verdict"]
+    assert f"removed {better['removed_share']:.0%} of the best baseline's error" in better["verdict"]
     rng = np.random.default_rng(0)
     e["decoded"].X[:] = rng.permuted(e["decoded"].X, axis=0)
 
     def check() -> None:
         worse = evaluate(**e).summary
         assert worse["removed_share"] < 0
-        assert "removed no error" in worse["verdict"]
+        assert "removed none of the best baseline's error" in worse["verdict"]
         assert module.BASELINES[worse["best_baseline"]] in worse["verdict"]
 
     check()
-    monkeypatch.setattr(module, "_verdict", lambda r, b, best: (abs(r - b), "The decoder removed 40% of the error"))
+    monkeypatch.setattr(
+        module, "_verdict", lambda r, b, best: (abs(r - b), "The decoder removed 40% of the best baseline's error")
+    )
     catches(check)
 
 
 def test_a_perfect_baseline_leaves_no_error_to_remove() -> None:
     assert module._verdict(1.0, 1.0, "total")[0] == 0.0
-    assert "removed no error" in module._verdict(0.9, 1.0, "total")[1]
+    assert "removed none of the best baseline's error" in module._verdict(0.9, 1.0, "total")[1]
 
 
 def test_scores_read_well_and_survive_a_file(tmp_path: Any) -> None:

@@ -207,16 +207,23 @@ def test_bare_data_and_several_designs_make_a_page(tmp_path: Path) -> None:
     assert "3 designs, each 12 genes" in Page(written(tmp_path / "r.html", decoded=bare)).text
 
 
-def test_many_genes_and_cells_keep_the_page_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_cells", "n_genes"), [(200, 900), (20_000, 5)])
+def test_many_genes_or_cells_keep_the_page_small(tmp_path: Path, n_cells: int, n_genes: int) -> None:
     rng = np.random.default_rng(0)
-    X = rng.gamma(1.0, 5.0, (6000, 700))
+    X = rng.gamma(1.0, 5.0, (n_cells, n_genes))
     decoded, truth = ad.AnnData(X + rng.normal(0, 3, X.shape)), ad.AnnData(X)
     decoded.layers["sd"] = np.full_like(X, 3.0)
-    text = written(tmp_path / "r.html", decoded=decoded, truth=truth)
-    assert len(text.encode()) < 2_000_000
-    assert "300 of 700 genes, lowest correlation first" in text
-    worst = evaluate(decoded, truth).summary["worst_gene"]
-    assert f"<span>{worst}</span>" in text
+    scores = evaluate(decoded, truth)
+    text = written(tmp_path / "r.html", decoded=decoded, truth=truth, scores=scores)
+
+    def check(listed: int) -> None:
+        assert len(text.encode()) < 500_000
+        assert len(re.findall(r"<tr><th><span>", text)) == min(n_genes, listed)
+        assert f"<span>{scores.summary['worst_gene']}</span>" in text
+
+    check(300)
+    with pytest.raises(AssertionError):
+        check(4)
 
 
 def test_a_failure_leaves_the_old_page(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class Scores:
         if "coverage_90_mean" in s:
             lines.append(
                 f"The 90 % intervals hold {s['coverage_90_mean']:.1%} of the true values "
-                f"(worst gene {s['coverage_90_worst']:.1%}, {s['coverage_90_worst_gene']})."
+                f"(furthest off: {s['coverage_90_worst_gene']}, {s['coverage_90_worst']:.1%})."
             )
         if s["constant_genes"]:
             shown = ", ".join(s["constant_genes"][:5]) + (", ..." if len(s["constant_genes"]) > 5 else "")
@@ -436,7 +436,6 @@ def _of_column(genes: pd.DataFrame, suffix: str) -> dict[str, Any]:
 def _verdict(r: float, b: float, best: str) -> tuple[float, str]:
     """Share of the best baseline's error (1 - mean Pearson) that the decoder removed, and the same in words."""
     share = 1 - (1 - r) / (1 - b) if b < 1 else 0.0
-    baseline = f"the best baseline, {BASELINES[best]} ({1 - b:.3f})"
-    if share >= 0.005:
-        return share, f"The decoder removed {share:.0%} of the error (1 - mean Pearson) of {baseline}."
-    return share, f"The decoder removed no error (1 - mean Pearson): its own is {1 - r:.3f}, that of {baseline}."
+    removed = f"{share:.0%}" if share >= 0.005 else "none"
+    errors = f"1 - mean Pearson: {1 - r:.3f} against {1 - b:.3f}, {BASELINES[best]}"
+    return share, f"The decoder removed {removed} of the best baseline's error ({errors})."
