@@ -28,6 +28,8 @@ Array = NDArray[np.float64]
 JITTER = 1e-9
 # All components dropped from a cell's answer carry together at most this share of its weight.
 DROPPED = 1e-8
+# Components that carry together at most this share of a cell's weight are worked in float32.
+WEAK = 1e-2
 # Cells worked at once: the whitened pools of a few components then stay in the cache.
 TILE = 1024
 _CHUNK = 200  # rows of one product of whitening matrices with a tile
@@ -47,6 +49,8 @@ class Conditioned(NamedTuple):
         Components x genes and components x pools x genes: the posterior mean is intercept_k + d gain_k.
     variance
         Components x genes: Gaussian posterior variance.
+    gain32
+        The gain in float32, for components that hardly matter to a cell.
     """
 
     log_weights: Array
@@ -54,6 +58,7 @@ class Conditioned(NamedTuple):
     intercept: Array
     gain: Array
     variance: Array
+    gain32: NDArray[np.float32]
 
 
 def condition(
@@ -92,7 +97,7 @@ def condition(
     L = np.linalg.cholesky(pool_covariances + (jitter * size)[:, None, None] * identity)
     L_inverse = np.tril(np.linalg.inv(L))
     white_cross = cross @ L_inverse.transpose(0, 2, 1)
-    gain = (white_cross @ L_inverse).transpose(0, 2, 1)
+    gain = np.ascontiguousarray((white_cross @ L_inverse).transpose(0, 2, 1))
     shift = -(L_inverse @ pool_means[:, :, None])
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights) - np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1)
@@ -100,8 +105,9 @@ def condition(
         log_weights=log_weights,
         whitening=np.concatenate([shift, L_inverse], axis=2).reshape(K * m, m + 1),
         intercept=means - (pool_means[:, None, :] @ gain)[:, 0, :],
-        gain=np.ascontiguousarray(gain),
+        gain=gain,
         variance=np.maximum(variances - np.square(white_cross).sum(axis=2), 0.0),
+        gain32=gain.astype(np.float32),
     )
 
 
@@ -156,12 +162,14 @@ def posterior_moments(
             r = _responsibilities(q, member.log_weights, nu, D.shape[1], dropped)
             if responsibilities is not None:
                 responsibilities[b][tile] = r.T
-            r *= share
-            distance[tile] += np.einsum("ki,ki->i", r, q)
-            tile_square = square[tile] if second else square
-            _accumulate(
-                D_tile, q, r, member.intercept, member.gain, member.variance, nu, mean[tile], tile_square, second
-            )
+            distance[tile] += share * np.einsum("ki,ki->i", r, q)
+            moments = (mean[tile], square[tile] if second else square)
+            weak = WEAK / len(r)
+            for X, gain, above, upto in (
+                (D_tile, member.gain, weak, np.inf),
+                (D_tile.astype(np.float32), member.gain32, 0.0, weak),
+            ):
+                _accumulate(X, q, r, above, upto, share, member.intercept, gain, member.variance, nu, *moments, second)
     return mean, np.maximum(square - np.square(mean), 0.0) if second else None, distance
 
 
@@ -232,27 +240,33 @@ def _responsibilities(q: Array, log_weights: Array, nu: float, m: int, dropped: 
 
 @njit(fastmath={"contract"})
 def _accumulate(
-    D: Array,
+    D: NDArray[np.floating],
     q: Array,
     r: Array,
+    above: float,
+    upto: float,
+    share: float,
     intercept: Array,
-    gain: Array,
+    gain: NDArray[np.floating],
     variance: Array,
     nu: float,
     mean: Array,
     square: Array,
     second: bool,
 ) -> None:
-    """Add r (mean) and r (mean² + variance) of all components to the cells; D: cells x pools, q and r: components x cells."""
+    """Add r (mean) and r (mean² + variance) of the components with above < r <= upto to the cells.
+
+    D is cells x pools in the precision of the gain; q and r are components x cells.
+    """
     n, m = D.shape
     K, g = intercept.shape
     cells = np.empty(n, np.int64)
-    gathered = np.empty((n, m))
-    answers = np.empty((n, g))
+    gathered = np.empty((n, m), D.dtype)
+    answers = np.empty((n, g), D.dtype)
     for k in range(K):
         count = 0
         for i in range(n):
-            if r[k, i] > 0.0:
+            if above < r[k, i] <= upto:
                 cells[count] = i
                 gathered[count] = D[i]
                 count += 1
@@ -261,7 +275,7 @@ def _accumulate(
         np.dot(gathered[:count], gain[k], answers[:count])
         for a in range(count):
             i = cells[a]
-            w = r[k, i]
+            w = share * r[k, i]
             if second:
                 stretch = (nu - 2.0 + q[k, i]) / (nu - 2.0 + m) if nu < np.inf else 1.0
                 for j in range(g):

@@ -14,9 +14,8 @@ from scipy import sparse
 
 from unpool._validate import align, choice, dense, expression, generator, integer, names
 from unpool.errors import InputError
-from unpool.kernels.blocks import map_threads
+from unpool.kernels.blocks import map_threads, one_thread
 from unpool.measure import NOISE_STAGES, covariance_root, noise_covariance
-from unpool.model._cluster import SCALES, cluster
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._mixture import Array, Mixture
 from unpool.model._moments import one_gaussian, shrunk_mixture
@@ -104,6 +103,8 @@ class Model:
     ) -> Model:
         from sklearn.exceptions import ConvergenceWarning
 
+        from unpool.model._cluster import SCALES, cluster  # scikit-learn: only fitting needs it
+
         rng = generator(rng)
         n_members = integer(n_members, "n_members")
         X = _reference_cells(X, rng)
@@ -135,7 +136,8 @@ class Model:
 
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
-        return cls(genes, [one_gaussian(_reference_cells(X, generator(rng)))], nu=np.inf)
+        with one_thread():
+            return cls(genes, [one_gaussian(_reference_cells(X, generator(rng)))], nu=np.inf)
 
     @property
     def n_genes(self) -> int:
@@ -150,9 +152,10 @@ class Model:
     def covariance(self) -> Array:
         """Covariance of expression over all cells: genes x genes."""
         total = np.zeros((self.n_genes, self.n_genes))
-        for share, mixture in zip(self.shares, self.members, strict=True):
-            away = mixture.mean - self.mean
-            total += share * (mixture.covariance() + np.outer(away, away))
+        with one_thread():
+            for share, mixture in zip(self.shares, self.members, strict=True):
+                away = mixture.mean - self.mean
+                total += share * (mixture.covariance() + np.outer(away, away))
         return total
 
     def posterior(
@@ -217,16 +220,14 @@ class Model:
     def estimate_noise(self, D: Any, P: Any, *, noise_stage: str = "pool") -> Array:
         """Noise variance by EM: one a pool (pool stage), or one number (expression stage).
 
-        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. Needs more
-        pools than the model needs to explain them: with few pools, noise and expression are told apart by the model alone.
+        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. What the model
+        cannot explain counts as noise, so small noise is overestimated where the reference is small or of another kind.
         """
         P, D = self._design(P), _pools(D)
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
-        [variance] = map_threads(
-            lambda mixture: estimate_variance(mixture, sample, P, noise_stage, self.nu), self.members[:1], 1
-        )
-        return variance
+        with one_thread():
+            return estimate_variance(self.members[0], sample, P, noise_stage, self.nu)
 
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""
@@ -238,9 +239,8 @@ class Model:
         """Draw cells from the model, clipped at zero: cells x genes, linear scale."""
         rng = generator(rng)
         per_member = rng.multinomial(integer(n, "n", minimum=0), self.shares)
-        drawn = [
-            mixture.draw(int(count), self.nu, rng) for count, mixture in zip(per_member, self.members, strict=True)
-        ]
+        with one_thread():
+            drawn = [mixture.draw(int(k), self.nu, rng) for k, mixture in zip(per_member, self.members, strict=True)]
         return np.asarray(rng.permutation(np.maximum(np.concatenate(drawn), 0.0)))
 
     def resolution(self, P: Any, noise_cov: Array, *, rng: Any = 0) -> Array:
@@ -258,8 +258,9 @@ class Model:
         """
         rng, P = generator(rng), self._design(P)
         R = noise_covariance(noise_cov, P, "pool")
-        D = self.sample(_RESOLUTION_CELLS, rng) @ P
-        D += rng.standard_normal((len(D), len(R))) @ covariance_root(R).T
+        X = self.sample(_RESOLUTION_CELLS, rng)
+        with one_thread():
+            D = X @ P + rng.standard_normal((len(X), len(R))) @ covariance_root(R).T
         posterior = self.posterior(D, P, noise_var=R)
         determined = np.var(posterior.mean, axis=0, dtype=np.float64)
         left = np.mean(np.square(np.asarray(posterior.sd, dtype=np.float64)), axis=0)
