@@ -11,13 +11,10 @@ whose residual is small enough is found in closed form.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from unpool.kernels._numba import njit
+from unpool.kernels._numba import Floats, Ints, njit
 
 __all__ = ["nonnegative_lasso"]
-
-Floats = NDArray[np.float64]
 
 
 def nonnegative_lasso(
@@ -128,7 +125,7 @@ def _paths(
 
 
 @njit()
-def _append(L: Floats, G: Floats, support: NDArray[np.int64], n: int, j: int) -> bool:
+def _append(L: Floats, G: Floats, support: Ints, n: int, j: int) -> bool:
     """Extend the Cholesky factor by atom j; False where the atom lies in the span of the support."""
     pivot = G[j, j]
     for s in range(n):
@@ -144,7 +141,7 @@ def _append(L: Floats, G: Floats, support: NDArray[np.int64], n: int, j: int) ->
 
 
 @njit()
-def _remove(L: Floats, G: Floats, support: NDArray[np.int64], n: int, position: int) -> None:
+def _remove(L: Floats, G: Floats, support: Ints, n: int, position: int) -> None:
     """Drop an atom from the support and factor the ones after it anew."""
     for s in range(position, n - 1):
         support[s] = support[s + 1]
@@ -154,7 +151,7 @@ def _remove(L: Floats, G: Floats, support: NDArray[np.int64], n: int, position: 
 
 
 @njit()
-def _solve(L: Floats, c: Floats, support: NDArray[np.int64], n: int, a: Floats, b: Floats) -> None:
+def _solve(L: Floats, c: Floats, support: Ints, n: int, a: Floats, b: Floats) -> None:
     """Solve for a = G_SS⁻¹ c_S and b = G_SS⁻¹ 1."""
     for s in range(n):
         x, y = c[support[s]], 1.0
