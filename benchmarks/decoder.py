@@ -87,17 +87,12 @@ def spams_peer(
         return W
 
     def learn(X: Any, error: float) -> Any:
-        Y = np.asfortranarray(X.T)
-        _, W = spams.nmf(Y, return_lasso=True, K=modules, **threads)
-        W = W.toarray()
-        U = np.empty((0, 0))
+        Y = np.asfortranarray(X.T * np.sqrt(len(X)))  # genes at unit mean square: SPAMS' NMF loses tiny values
+        # a number of iterations, for its default is a time
+        W = spams.nmf(Y, return_lasso=True, K=modules, iter=30, **threads)[1].toarray()
         for _ in range(n_iter):
-            # genes have unit norm: an error of 0.05 leaves a twentieth of each unexplained
-            U = (
-                spams.lasso(Y.T.copy("F"), np.asfortranarray(W.T), lambda1=0.05, mode=1, pos=True, **threads)
-                .toarray()
-                .T
-            )
+            weights = np.asfortranarray(W.T)
+            U = spams.lasso(Y.T.copy("F"), weights, lambda1=0.05 * len(X), mode=1, pos=True, **threads).toarray().T
             U = U[:, U.any(axis=0)]
             U = U / np.linalg.norm(U, axis=0)
             W = sparse(Y, U, error)

@@ -101,15 +101,16 @@ def test_a_dictionary_may_be_a_table():
 
 
 def test_several_designs():
-    X, _ = planted(900)
+    X, V = planted(900)
     designs = up.design.balanced(30, 12, n_designs=2, rng=0).matrices
     batches = [X[600:750] @ designs[0], X[750:] @ designs[1]]
-    together = modules(batches, list(designs), X[:600], decode_error=0.01, activity_error=0.2).X
+    together = modules(batches, list(designs), dictionary=V, decode_error=0.01).X
     for b, rows in enumerate((slice(0, 150), slice(150, 300))):
-        alone = modules(batches[b], designs[b], X[:600], decode_error=0.01, activity_error=0.2).X
+        alone = modules(batches[b], designs[b], dictionary=V, decode_error=0.01).X
         np.testing.assert_allclose(together[rows], alone)
-    swapped = modules(batches, list(designs)[::-1], X[:600], decode_error=0.01, activity_error=0.2).X
-    assert pearson(X[600:], together).mean() > 0.9 > pearson(X[600:], swapped).mean()
+    learned = modules(batches, list(designs), X[:600]).X
+    swapped = modules(batches, list(designs)[::-1], X[:600]).X
+    assert pearson(X[600:], learned).mean() > 0.9 > pearson(X[600:], swapped).mean()
 
 
 def test_the_same_input_gives_the_same_bytes():

@@ -21,6 +21,7 @@ ACTIVITY_ERRORS = (0.2, 0.5)
 DECODE_ERRORS = (0.02, 0.1, 0.05, 0.01, 0.005, 0.001)
 MIN_REFERENCE = 40  # with fewer cells the first entries are taken
 N_SIMULATED = 2000
+N_STARTS = 3
 N_BLOCKS = 20
 
 
@@ -61,8 +62,8 @@ def modules(
         See `learn_modules`. activity_error=None: 0.2 or 0.5, see decode_error.
     decode_error
         Share of the pools' energy that may be left unexplained, 0 to 1. None: of 0.1, 0.05, 0.02, 0.01, 0.005, 0.001 the
-        one that decodes the simulated pools of reference cells best (mean per-gene Pearson; a quarter of the reference, at
-        most 2,000 cells, held out from learning for this purpose); 0.02 with fewer than 40 reference cells, or none.
+        one that decodes the simulated pools of reference cells best (mean per-gene Pearson of a quarter of the reference,
+        at most 2,000 cells, held out from learning for this purpose); 0.02 with fewer than 40 reference cells, or none.
     noise_covariance
         Pools x pools, or one per design: added to those simulated pools. None: no noise.
     rng
@@ -76,7 +77,9 @@ def modules(
 
     Notes
     -----
-    Cost: cells x (active modules) x (modules x active + active²), linear in the cells. A cell's answer depends on its
+    Modules are learned from three starts, and the one that decodes simulated pools of reference cells best is kept; with
+    the errors chosen as well, nine times in all. Cost: cells x (active modules) x (modules x active + active²), linear in
+    the cells. A cell's answer depends on its
     block through the error alone. When it fails: cells of a type that the reference lacks, and genes that no module
     tells apart; a mixture model decodes both better.
 
@@ -103,10 +106,9 @@ def modules(
         raise InputError(
             "neither reference nor dictionary is given; pass reference= (cells x genes) to learn modules from"
         )
-    if X is not None and len(X) >= MIN_REFERENCE and (error is None or (V is None and activity is None)):
-        Rs = _covariances(noise_covariance, Ps)
-        activity, error = _chosen(X, Ps, Rs, V, activity, error, learning, rng)
-    if V is None:
+    if X is not None and len(X) >= MIN_REFERENCE:
+        V, error = _chosen(X, Ps, _covariances(noise_covariance, Ps), V, activity, error, learning, rng)
+    elif V is None:
         V = learn_modules(X, activity_error=ACTIVITY_ERRORS[0] if activity is None else activity, rng=rng, **learning)
     error = DECODE_ERRORS[0] if error is None else error
     parts = [_activities(d, p.T @ V, error) for d, p in zip(Ds, Ps, strict=True)]
@@ -212,22 +214,35 @@ def _chosen(
     error: float | None,
     learning: dict[str, Any],
     rng: np.random.Generator,
-) -> tuple[float, float]:
-    """Activity and decode error that decode held-out reference cells best, judged by simulated pools of all designs."""
+) -> tuple[Array, float]:
+    """Dictionary and decode error that decode simulated pools of reference cells best.
+
+    The errors are chosen on held-out cells, by the mean over several starts (or the luck of one would choose); then, of
+    several starts on the whole reference, the one that decodes these cells best is the dictionary.
+    """
     order = rng.permutation(len(X))
     held = X[order[: min(len(X) // 4, N_SIMULATED)]]
     rest = X[order[len(held) :]]
-    noises = [_noise(R, len(held), rng) for R in Rs]
-    best, answer = -np.inf, (ACTIVITY_ERRORS[0], DECODE_ERRORS[0])
-    for a in ACTIVITY_ERRORS if activity is None and V is None else (activity or ACTIVITY_ERRORS[0],):
-        U = learn_modules(rest, activity_error=a, rng=0, **learning) if V is None else V
-        for e in DECODE_ERRORS if error is None else (error,):
-            score = 0.0
-            for P, noise in zip(Ps, noises, strict=True):
-                score += _mean_correlation(held, _activities(held @ P + noise, P.T @ U, e) @ U.T)
-            if score > best:
-                best, answer = score, (a, e)
-    return answer
+    pools = [held @ P + _noise(R, len(held), rng) for P, R in zip(Ps, Rs, strict=True)]
+
+    def learn(cells: Array, a: float) -> list[Array]:
+        return [V] if V is not None else [learn_modules(cells, activity_error=a, rng=s, **learning) for s in seeds]
+
+    def score(U: Array, e: float) -> float:
+        decoded = (_activities(D, P.T @ U, e) @ U.T for D, P in zip(pools, Ps, strict=True))
+        return sum(_mean_correlation(held, Y) for Y in decoded)
+
+    seeds = [int(s) for s in rng.integers(2**31, size=N_STARTS)]
+    activities = (activity,) if activity is not None else ACTIVITY_ERRORS if V is None else ACTIVITY_ERRORS[:1]
+    errors = DECODE_ERRORS if error is None else (error,)
+    if len(activities) * len(errors) == 1:
+        a, e = activities[0], errors[0]
+    else:
+        tried = {
+            (a, e): np.mean([score(U, e) for U in Us]) for a in activities for Us in [learn(rest, a)] for e in errors
+        }
+        a, e = max(tried, key=lambda pair: tried[pair])
+    return max(learn(X, a), key=lambda U: score(U, e)), e
 
 
 def _noise(R: Array, n: int, rng: np.random.Generator) -> Array:
