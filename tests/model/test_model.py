@@ -14,6 +14,7 @@ import unpool as up
 from unpool.errors import FileError, InputError
 from unpool.kernels.blocks import map_blocks, spawn
 from unpool.model import Model
+from unpool.model._mixture import Mixture
 
 
 def cells(n, g=12, seed=0):
@@ -248,6 +249,16 @@ def test_resolution_is_a_share_that_grows_with_what_is_measured(setup):
     assert (model.resolution(P, 100 * noise) < share + 0.02).all()
     assert model.resolution(np.eye(12), np.zeros((12, 12))).min() > 0.999
     assert model.resolution(np.zeros((12, 1)), np.zeros((1, 1))).max() < 1e-6
+
+
+def test_resolution_of_one_gaussian_is_its_closed_form():
+    rng = np.random.default_rng(0)
+    A, P = rng.standard_normal((5, 5)), rng.random((5, 3))
+    S, R = A @ A.T, 0.5 * np.eye(3)
+    model = Model(list("abcde"), [Mixture.of_moments([1.0], np.full(5, 100.0), [S])], nu=np.inf)
+    by_hand = [np.diag(S @ P @ np.linalg.solve(P.T @ S @ P + k * R, P.T @ S)) / np.diag(S) for k in (1, 4)]
+    assert np.allclose(model.resolution(P, R), by_hand[0], atol=0.03)
+    assert not np.allclose(model.resolution(P, R), by_hand[1], atol=0.03)
 
 
 def test_gaussian_is_the_linear_posterior():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import numba
@@ -256,9 +255,3 @@ def test_other_errors_of_the_compiler_pass(monkeypatch):
     monkeypatch.setattr(numba, "njit", refuse)
     with pytest.raises(RuntimeError, match="something else"):
         njit()(lambda x: x)
-
-
-def test_importing_unpool_loads_no_compiler():
-    code = "import sys, unpool{}; sys.exit('numba' in sys.modules or 'scipy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code.format("")], check=False).returncode == 0
-    assert subprocess.run([sys.executable, "-c", code.format(".solvers")], check=False).returncode == 1

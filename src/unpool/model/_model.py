@@ -34,7 +34,9 @@ class Model:
 
     Each *member* is one clustering of a reference, on another scale of the genes; each cluster is a component with its own
     weight, mean and shrunk covariance and Student tails. A cell is decoded by the mean over the members of their posterior
-    means. One member with one component and no tails is the linear decoder.
+    means. One member with one component and no tails is the linear decoder. What else a model may know (other sizes of a
+    type, mixtures of two types) are further components of its members; what it learns from pooled cells are their weights
+    and the members' shares: decoding needs nothing but these.
 
     Parameters
     ----------
@@ -195,7 +197,7 @@ class Model:
         Notes
         -----
         Cost a cell: components * pools², and pools * genes for each component to which the cell can belong. Memory beyond
-        the outputs: 8 * components * pools * (genes + pools) bytes, and some 50 MB a thread.
+        the outputs: 12 * components * pools * genes bytes (all members together), and some 50 MB a thread.
         """
         P, D = self._design(P), _pools(D)
         if D.shape[1] != P.shape[1]:

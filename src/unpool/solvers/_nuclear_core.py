@@ -102,9 +102,7 @@ def reduce(full: Full, cell: Array, gene: Array) -> Reduced:
     else:
         columns = np.linalg.qr(np.hstack([full.Q, np.eye(g)[:, genes]]))[0]
     T = np.vstack([full.T[kept], basis.T @ full.T[others]])
-    return Reduced(
-        T, columns.T @ full.Q, full.p, full.radius, Pairs(row, columns[gene]), kept, others, basis, columns
-    )
+    return Reduced(T, columns.T @ full.Q, full.p, full.radius, Pairs(row, columns[gene]), kept, others, basis, columns)
 
 
 def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_newton: int) -> Point:
@@ -126,7 +124,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
 
     spectrum, phi = look(Y, z)
     steps = 0
-    for steps in range(max_newton + 1):  # noqa: B007 - the count is the result
+    for steps in range(max_newton + 1):
         image = spectrum.shrunk
         gY, gz = image @ Q - T, pairs.read(image)
         length = float(np.linalg.norm(Y / p))

@@ -33,7 +33,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """M = U diag(s) Vᵀ with square orthogonal U, V; r of the s exceed sigma."""
+    """M = U diag(s) Vᵀ, thin; r of the s exceed sigma."""
 
     U: Array
     s: Array
@@ -43,7 +43,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, M: Array, sigma: float) -> Spectrum:
-        U, s, Vt = np.linalg.svd(M)
+        U, s, Vt = np.linalg.svd(M, full_matrices=False)
         return cls(U, s, Vt.T, sigma, int(np.sum(s > sigma)))
 
     @property
@@ -62,63 +62,65 @@ class _Hessian:
     With dY = U1 Y1 + U2 Y2, row j of Y2 enters only c_j = (a_ji)_i = Gᵀ Y2_j + h_j, G = QᵀV1, h_j from dz, and meets
     b_j = (a_ij)_i, which does not depend on it. With alpha, beta = half sum and half difference of the two weights and
     E = Gᵀ diag⁻¹ G, its minimum is c_j = N_j (h_j - E beta b_j), N_j = (1 + E alpha)⁻¹.
+    Directions j beyond the thin decomposition have s_j = 0: beta = 0 and alpha = `rest`, the same for all of them, so
+    they enter through the projections off U and V, never one by one. Memory: pairs x columns x r.
     """
 
     def __init__(self, spectrum: Spectrum, Q: Array, pairs: Pairs, diagonal: Array, lm: float) -> None:
         U, s, V, sigma, r = spectrum.U, spectrum.s, spectrum.V, spectrum.sigma, spectrum.r
-        n, e, m = len(U), len(V), Q.shape[1]
-        size = max(n, e)
-        self.U, self.r, self.n, self.diagonal = U, r, n, diagonal
-        self.q = np.zeros((size, m))  # rows Qᵀ v_j
-        self.q[:e] = V.T @ Q
+        k, m, count = len(s), Q.shape[1], len(pairs.row)
+        self.U, self.r, self.diagonal, self.pairs = U, r, diagonal, pairs
+        self.q = V.T @ Q  # rows Qᵀ v_j
         self.G = self.q[:r].T
-        up, vp = np.zeros((len(pairs.row), size)), np.zeros((len(pairs.row), size))
-        up[:, :n] = U[pairs.row]
-        vp[:, :e] = pairs.gene @ V
+        up, vp = U[pairs.row], pairs.gene @ V
+        self.v1 = vp[:, :r]
 
-        top = s[:r]
+        top, low = s[:r], s[r:]
         f = top - sigma
-        low = np.zeros(size - r)
-        low[: len(s) - r] = s[r:]
         symmetric = sigma * f / (top - low[:, None])
         skew = sigma * f / (top + low[:, None])
-        alpha, beta = 0.5 * (symmetric + skew), 0.5 * (symmetric - skew)
+        alpha, beta, rest = 0.5 * (symmetric + skew), 0.5 * (symmetric - skew), sigma * f / top
         E = (self.G.T / diagonal) @ self.G
-        N = np.linalg.inv(np.eye(r) + E * alpha[:, None, :])
-        self.alpha, self.beta, self.E, self.N = alpha, beta, E, N
-        bb = -(beta[:, :, None] * (N @ E)) * beta[:, None, :]
+        N = np.linalg.inv(np.eye(r) + E * np.vstack([alpha, rest])[:, None, :])
+        self.N, self.N_rest = N[:-1], N[-1]
+        self.alpha, self.beta, self.rest, self.E = alpha, beta, rest, E
+        bb = -(beta[:, :, None] * (self.N @ E)) * beta[:, None, :]
         bb[:, range(r), range(r)] += alpha
-        bh, hh = beta[:, :, None] * N, alpha[:, :, None] * N
-        self.bh = bh
+        self.bh, hh = beta[:, :, None] * self.N, alpha[:, :, None] * self.N
+        self.hh_rest = rest[:, None] * self.N_rest
 
         ratio = sigma * (f[:, None] + f) / (top[:, None] + top)
         same, cross = 0.5 * (sigma + ratio), 0.5 * (sigma - ratio)
-        full = np.zeros((size, r, r))
+        full = np.zeros((k, r, r))  # weight of b_j
         full[r:] = bb
         full[np.arange(r)[:, None], np.arange(r), np.arange(r)] = same
 
-        # Hessian of Y1 (r x m), row by row
-        outer = (self.q[:, :, None] * self.q[:, None, :]).reshape(size, m * m)
-        yy = (full.reshape(size, r * r).T @ outer).reshape(r, r, m, m).transpose(0, 2, 1, 3)
+        # Y1 (r x m) with itself, with the pairs, and the pairs with themselves; b and h of each pair, j first
+        outer = (self.q[:, :, None] * self.q[:, None, :]).reshape(k, m * m)
+        yy = (full.reshape(k, r * r).T @ outer).reshape(r, r, m, m).transpose(0, 2, 1, 3)
         yy = yy + cross[:, None, :, None] * self.G[None, :, :, None] * self.G.T[:, None, None, :]
-        # pairs: b and h of each, j first
         self.b = vp.T[:, :, None] * up[None, :, :r]
-        self.h = up.T[r:, :, None] * vp[None, :, :r]
+        self.h = up.T[r:, :, None] * self.v1
         mb = self.b @ full
-        mb[:r] += cross.T[:, None, :] * vp[None, :, :r] * up.T[:r, :, None]
-        mb[r:] += self.h @ bh.transpose(0, 2, 1)
-        self.mh = self.b[r:] @ bh + self.h @ hh
-        pairs_count = len(pairs.row)
+        mb[:r] += cross.T[:, None, :] * self.v1 * up.T[:r, :, None]
+        mb[r:] += self.h @ self.bh.transpose(0, 2, 1)
+        self.mh = self.b[r:] @ self.bh + self.h @ hh
         yz = np.tensordot(mb, self.q, axes=(0, 0)).transpose(1, 2, 0)
         zz = np.tensordot(self.b, mb, axes=((0, 2), (0, 2))) + np.tensordot(self.h, self.mh, axes=((0, 2), (0, 2)))
+        zz += (self.v1 @ self.hh_rest @ self.v1.T) * ((pairs.row[:, None] == pairs.row) - up @ up.T)
+        if len(V) > k:
+            pulled = up[:, :r] * rest
+            yy[range(r), :, range(r)] += rest[:, None, None] * (np.eye(m) - self.q.T @ self.q)
+            yz += pulled.T[:, None, :] * (pairs.gene @ Q - vp @ self.q).T
+            zz += (pulled @ up[:, :r].T) * (pairs.gene @ pairs.gene.T - vp @ vp.T)
 
         order = r * m
-        S = np.empty((order + pairs_count, order + pairs_count))
+        S = np.empty((order + count, order + count))
         S[:order, :order] = yy.reshape(order, order)
         S[range(order), range(order)] += np.tile(diagonal, r)
-        S[order:, :order] = yz.reshape(order, pairs_count).T
+        S[order:, :order] = yz.reshape(order, count).T
         S[order:, order:] = 0.5 * (zz + zz.T)
-        S[range(order, order + pairs_count), range(order, order + pairs_count)] += lm
+        S[range(order, order + count), range(order, order + count)] += lm
         self.order = order
         self.factor = cholesky(S, lower=True, overwrite_a=True, check_finite=False)
 
@@ -130,22 +132,26 @@ class _Hessian:
 
     def solve(self, gY: Array, gz: Array) -> tuple[Array, Array]:
         """Minimiser (dY, dz) of the quadratic form plus <gY, dY> + <gz, dz>."""
-        r, n = self.r, self.n
+        r, m = self.r, gY.shape[1]
         turned = self.U.T @ gY
-        g2 = np.zeros((len(self.alpha), gY.shape[1]))
-        g2[: n - r] = turned[r:]
-        k = -(g2 / self.diagonal) @ self.G
-        back = np.einsum("jab,jb->ja", self.bh, k)
-        top = turned[:r] + back.T @ self.q[r:]
-        rhs = -np.concatenate([top.ravel(), gz + np.einsum("jca,ja->c", self.mh, k)])
+        g2, g_rest = turned[r:], gY - self.U @ turned
+        k, k_rest = -(g2 / self.diagonal) @ self.G, -(g_rest / self.diagonal) @ self.G
+        top = turned[:r] + np.einsum("jab,jb->aj", self.bh, k) @ self.q[r:]
+        pull = np.einsum("jca,ja->c", self.mh, k)
+        pull += np.einsum("ca,ca->c", self.v1, (k_rest @ self.hh_rest)[self.pairs.row])
+        rhs = -np.concatenate([top.ravel(), gz + pull])
         half = solve_triangular(self.factor, rhs, lower=True, check_finite=False)
         x = solve_triangular(self.factor, half, lower=True, trans=1, check_finite=False)
-        Y1, dz = x[: self.order].reshape(r, -1), x[self.order :]
+        Y1, dz = x[: self.order].reshape(r, m), x[self.order :]
         b = self.q[r:] @ Y1.T + np.einsum("jca,c->ja", self.b[r:], dz)
         h = np.einsum("jca,c->ja", self.h, dz) + k
         c = np.einsum("jab,jb->ja", self.N, h - (self.beta * b) @ self.E)
         Y2 = -(g2 + (self.alpha * c + self.beta * b) @ self.G.T) / self.diagonal
-        return self.U[:, :r] @ Y1 + self.U[:, r:] @ Y2[: n - r], dz
+        h_rest = np.zeros_like(k_rest)
+        np.add.at(h_rest, self.pairs.row, dz[:, None] * self.v1)
+        h_rest += k_rest - self.U @ (self.U.T @ h_rest)
+        Y_rest = -(g_rest + (h_rest @ self.N_rest.T * self.rest) @ self.G.T) / self.diagonal
+        return self.U @ np.vstack([Y1, Y2]) + Y_rest, dz
 
 
 def newton_step(

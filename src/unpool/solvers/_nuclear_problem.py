@@ -125,7 +125,7 @@ class Program:
     def nearest(self) -> Array:
         """An X (>= 0 if `nonneg`) of smallest residual: least squares, row by row."""
         if self.nonneg:
-            return np.vstack([[_nnls(p.T, row)[0] for row in d] for d, p in zip(self.D, self.P, strict=True)])
+            return np.vstack([nnls(p.T, d) for d, p in zip(self.D, self.P, strict=True)])
         return np.vstack([d @ np.linalg.pinv(p) for d, p in zip(self.D, self.P, strict=True)])
 
     def judge(self, X: Array, Y: list[Array], Z: Array, *, repair: bool = False) -> Answer:
