@@ -10,6 +10,7 @@ import numpy as np
 from unpool._validate import generator, integer, number
 from unpool.errors import InputError
 from unpool.kernels.lasso import nonnegative_lasso
+from unpool.measure import covariance_root
 from unpool.solvers._input import as_batches, as_matrix
 from unpool.solvers._solution import Array, Solution
 
@@ -223,7 +224,9 @@ def _chosen(
     order = rng.permutation(len(X))
     held = X[order[: min(len(X) // 4, N_SIMULATED)]]
     rest = X[order[len(held) :]]
-    pools = [held @ P + _noise(R, len(held), rng) for P, R in zip(Ps, Rs, strict=True)]
+    pools = [
+        held @ P + rng.standard_normal((len(held), len(R))) @ covariance_root(R).T for P, R in zip(Ps, Rs, strict=True)
+    ]
 
     def learn(cells: Array, a: float) -> list[Array]:
         return [V] if V is not None else [learn_modules(cells, activity_error=a, rng=s, **learning) for s in seeds]
@@ -243,11 +246,6 @@ def _chosen(
         }
         a, e = max(tried, key=lambda pair: tried[pair])
     return max(learn(X, a), key=lambda U: score(U, e)), e
-
-
-def _noise(R: Array, n: int, rng: np.random.Generator) -> Array:
-    value, vector = np.linalg.eigh((R + R.T) / 2)
-    return np.asarray(rng.standard_normal((n, len(R))) * np.sqrt(np.maximum(value, 0.0)) @ vector.T)
 
 
 def _mean_correlation(X: Array, Y: Array) -> float:
