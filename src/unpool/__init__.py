@@ -13,6 +13,7 @@ matrix M with error bars, and says so when the data cannot determine it. The pat
 `decode`              pools in, genes out
 `evaluate`            scores, always beside trivial baselines
 `report`, `pl`        one HTML page; plots
+`benchmark`           every method and baseline on your own data, before any experiment
 `solvers`             arrays in, `Solution` out
 ====================  =====================================================================================
 """
@@ -27,6 +28,7 @@ __version__ = _version("unpool")
 
 # A function that shares its name with its module is imported here, so that the name means the function.
 from unpool import design, errors, simulate
+from unpool.benchmark import benchmark
 from unpool.decode import decode
 from unpool.design import Design
 from unpool.evaluate import evaluate
@@ -45,6 +47,7 @@ __all__ = [
     "Design",
     "Model",
     "__version__",
+    "benchmark",
     "decode",
     "design",
     "errors",
