@@ -11,6 +11,7 @@ matrix M with error bars, and says so when the data cannot determine it. The pat
 `measure`, `pooled`   the forward model, and the wrapper for measured pools
 `Model`               what expression looks like, learned from a reference
 `decode`              pools in, genes out
+`intervals`           ends of calibrated intervals of decoded values
 `evaluate`            scores, always beside trivial baselines
 `report`, `pl`        one HTML page; plots
 `solvers`             arrays in, `Solution` out
@@ -30,6 +31,7 @@ from unpool import design, errors, simulate
 from unpool.decode import decode
 from unpool.design import Design
 from unpool.evaluate import evaluate
+from unpool.intervals import intervals
 from unpool.measure import measure, pooled
 from unpool.report import report
 
@@ -49,6 +51,7 @@ __all__ = [
     "design",
     "errors",
     "evaluate",
+    "intervals",
     "measure",
     "pl",
     "pooled",
