@@ -12,6 +12,7 @@ matrix M with error bars, and says so when the data cannot determine it. The pat
 `Model`               what expression looks like, learned from a reference
 `decode`              pools in, genes out
 `intervals`           ends of calibrated intervals of decoded values
+`crossvalidate`       each pool hidden and predicted from the others: needs no truth
 `evaluate`            scores, always beside trivial baselines
 `report`, `pl`        one HTML page; plots
 `solvers`             arrays in, `Solution` out
@@ -28,6 +29,7 @@ __version__ = _version("unpool")
 
 # A function that shares its name with its module is imported here, so that the name means the function.
 from unpool import design, errors, simulate
+from unpool.crossvalidate import crossvalidate
 from unpool.decode import decode
 from unpool.design import Design
 from unpool.evaluate import evaluate
@@ -47,6 +49,7 @@ __all__ = [
     "Design",
     "Model",
     "__version__",
+    "crossvalidate",
     "decode",
     "design",
     "errors",

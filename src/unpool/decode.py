@@ -22,7 +22,7 @@ from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorde
 if TYPE_CHECKING:
     from unpool.model import Model
 
-__all__ = ["METHODS", "decode"]
+__all__ = ["METHODS", "decode", "learn"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm")
 CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
@@ -137,7 +137,7 @@ def decode(
                 f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess'
             )
         seed = generator(rng)
-        learned = _learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
+        learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise_var, noise_stage, sd, n_threads)
         if sd or crossfit:
             _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
@@ -163,7 +163,7 @@ def _choose(design: Design, reference: Any) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Learned:
+class Learned:
     """A model of the design's genes in the design's order, and what to learn smaller ones from."""
 
     model: Model
@@ -172,10 +172,10 @@ class _Learned:
     fit: Callable[[NDArray[np.float64]], Model] | None = None
 
 
-def _learn(
+def learn(
     reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
     n_threads: int | None,
-) -> _Learned:  # fmt: skip
+) -> Learned:  # fmt: skip
     """Learn from the genes in the order of their names, so that the order of a design is only an order."""
     from unpool.model import Model
 
@@ -186,7 +186,7 @@ def _learn(
                 "the reference is a Model, which holds no cells: pass the cells to use reference_group=, and cells or "
                 "Model.from_cells(cells, label=...) to use reference_label="
             )
-        return _Learned(reference.subset(design.genes))
+        return Learned(reference.subset(design.genes))
     t = expression(reference, what="the reference", layer=layer)
     genes = sorted(design.genes)
     columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
@@ -195,17 +195,17 @@ def _learn(
     groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
     if method == "gaussian":
         model = Model._gaussian(cells, genes, rng=rng)
-        return _Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
+        return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
     model = Model._from_array(cells, genes, label=labels, rng=rng, n_threads=n_threads)
 
     def fit(X: NDArray[np.float64]) -> Model:
         return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, n_threads=n_threads)
 
-    return _Learned(model.subset(design.genes), cells, groups, fit)
+    return Learned(model.subset(design.genes), cells, groups, fit)
 
 
 def _calibrate(
-    result: AnnData, record: dict[str, Any], learned: _Learned, design: Design, index: NDArray[np.intp],
+    result: AnnData, record: dict[str, Any], learned: Learned, design: Design, index: NDArray[np.intp],
     rng: np.random.Generator | None, n_threads: int | None,
 ) -> None:  # fmt: skip
     """Scale the sd, and write the table of intervals and the expected accuracy: from reference cells held out in turn.

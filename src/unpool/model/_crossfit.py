@@ -68,9 +68,10 @@ class HeldOut:
 
 def per_gene_pearson(X: Array, Y: Array) -> Array:
     """Pearson correlation of each column of X with that of Y; 0 where one does not vary."""
-    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
-    size = np.sqrt(np.square(X).sum(axis=0)) * np.sqrt(np.square(Y).sum(axis=0))
-    return np.asarray(np.divide((X * Y).sum(axis=0), size, out=np.zeros_like(size), where=size > 0))
+    centred = [(Z - Z.mean(axis=0), np.abs(Z).max(axis=0, initial=0.0)) for Z in (X, Y)]
+    vary = np.all([np.abs(Z).max(axis=0, initial=0.0) > 1e-12 * largest for Z, largest in centred], axis=0)
+    X, Y = (Z / np.where(vary, np.linalg.norm(Z, axis=0), 1.0) for Z, _ in centred)
+    return np.where(vary, np.einsum("ij,ij->j", X, Y), 0.0)
 
 
 def crossfit(

@@ -159,6 +159,10 @@ class Model:
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
         return cls(genes, [one_gaussian(dense(X, _reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
 
+    def linear(self) -> Model:
+        """Return the one Gaussian with the mean and covariance of this model: its posterior mean is linear in the pools."""
+        return Model(self.genes, [Mixture.of_moments([1.0], [self.mean], [self.covariance()])], nu=np.inf)
+
     @property
     def n_genes(self) -> int:
         """Number of genes."""
