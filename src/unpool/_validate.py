@@ -168,6 +168,10 @@ def table(data: Any, *, what: str, layer: str | None = None, column: str = "gene
                 )
             X, rows, columns = data.to_numpy(), list(map(str, data.index)), list(map(str, data.columns))
         else:
+            if not (sparse.issparse(data) or hasattr(data, "__array__") or isinstance(data, (list, tuple))):
+                raise InputError(
+                    f"{what} is a {type(data).__name__}; expected an AnnData, DataFrame, array or sparse matrix"
+                )
             X = data if sparse.issparse(data) else np.asarray(data)
             if X.ndim != 2:
                 raise InputError(f"{what} has shape {X.shape}; expected two dimensions, cells x {column}s")

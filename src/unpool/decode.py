@@ -13,9 +13,9 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from unpool._validate import align, annotation, blocks, choice, dense, expression, generator, intensities
+from unpool._validate import align, annotation, blocks, choice, dense, expression, generator, integer, intensities
 from unpool.design import Design
-from unpool.errors import InputError, NotIdentifiableError, UnpoolWarning
+from unpool.errors import InputError, NotConvergedWarning, NotIdentifiableError, UnpoolWarning
 from unpool.intervals import Calibration
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "decode", "learn"]
 
-METHODS = ("auto", "mixture", "gaussian", "minimum_norm")
+METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
 CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
 DOUBLE_DIPPING = (
     "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
     "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
     "on measured pools, or on cells and genes that the clustering did not use."
 )
+_WITHOUT_REFERENCE = ("minimum_norm", "nuclear_norm", "als")
 
 
 def decode(
@@ -38,6 +39,7 @@ def decode(
     reference: Any = None,
     *,
     method: str = "auto",
+    rank: int | None = None,
     noise_var: float | str | ArrayLike | None = None,
     noise_stage: str = "pool",
     sd: bool = True,
@@ -59,8 +61,12 @@ def decode(
         `Model`. Genes are matched by name; genes that the design lacks are left out.
     method
         "mixture" (needs a reference): posterior mean and standard deviation under a bag of mixtures. "gaussian" (needs a
-        reference): the same with one Gaussian, which is the best linear decoder. "minimum_norm": D P⁺, nothing beyond the
-        pools' span. "auto": mixture with a reference, otherwise an error that says what would do.
+        reference): the same with one Gaussian, which is the best linear decoder. Without a reference: "minimum_norm" (D P⁺),
+        "nuclear_norm" (least nuclear norm, nonnegative, with a certificate), "als" (nonnegative factors of a given rank);
+        with one design they know nothing beyond the pools' span. "auto": mixture with a reference, otherwise an error that
+        says what would do.
+    rank
+        Number of factors of "als".
     noise_var
         Noise variance: None (estimated), a number, one per pool (per gene where the noise comes before pooling), the
         pools x pools covariance, or "recorded" (what `measure` wrote).
@@ -102,6 +108,13 @@ def decode(
     InputError
         For input that cannot be used; the message names the item and the remedy.
 
+    Warns
+    -----
+    NotConvergedWarning
+        When a solver stopped before its tolerance: with the value, the tolerance and the remedy.
+    UnpoolWarning
+        For genes in no pool, and for methods that guess beyond what the pools determine.
+
     Notes
     -----
     Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes. Tests
@@ -127,23 +140,22 @@ def decode(
     if method == "auto":
         method = _choose(design, reference)
     if method == "minimum_norm":
-        result, record = (
-            _minimum_norm(D, design, index),
-            {"status": "solved: nothing beyond the pools' span is determined"},
-        )
+        result, record = _minimum_norm(D, design, index)
+    elif method in _WITHOUT_REFERENCE:
+        result, record = _solved(D, design, index, method, rank, noise_var, noise_stage, rng)
+    elif reference is None:
+        raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
-        if reference is None:
-            raise InputError(
-                f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess'
-            )
         seed = generator(rng)
         learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise_var, noise_stage, sd, n_threads)
         if sd or crossfit:
             _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
-    notes = _unmeasured(design, method)
+    notes = [*_unmeasured(design, method), *_undetermined(result, design, method)]
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
+    if not record.get("converged", True):
+        warnings.warn(f"{method}: {record['status']}", NotConvergedWarning, stacklevel=2)
     return _annotate(result, pooled, design, record | {"method": method, "warnings": notes, "seed": str(rng)})
 
 
@@ -284,8 +296,8 @@ def _posterior(
     return result, record | {"status": "solved"}
 
 
-def _minimum_norm(D: Any, design: Design, index: NDArray[np.intp]) -> AnnData:
-    """D P⁺, block by block; resolution: the squared length of each gene's axis inside the pools' span."""
+def _minimum_norm(D: Any, design: Design, index: NDArray[np.intp]) -> tuple[AnnData, dict[str, Any]]:
+    """D P⁺, block by block."""
     inverses = [np.linalg.pinv(P) for P in design.matrices]
     X = np.empty((D.shape[0], design.n_genes), dtype=np.float32)
     for rows in blocks(D.shape[0]):
@@ -293,9 +305,59 @@ def _minimum_norm(D: Any, design: Design, index: NDArray[np.intp]) -> AnnData:
         for b in np.unique(index[rows]):
             mine = index[rows] == b
             X[rows][mine] = block[mine] @ inverses[b]
+    status = "solved: nothing beyond the pools' span is determined"
+    return AnnData(X, var=_span_share(design, index)), {"status": status}
+
+
+def _solved(
+    D: Any, design: Design, index: NDArray[np.intp], method: str, rank: int | None, noise_var: Any, noise_stage: str, rng: Any
+) -> tuple[AnnData, dict[str, Any]]:  # fmt: skip
+    """Answer of an iterative solver, and how it ended. All cells are in memory: cells x genes, float64."""
+    from unpool import solvers
+
     used = np.unique(index)
-    resolution = np.mean([np.sum(design.matrices[b] * inverses[b].T, axis=1) for b in used], axis=0)
-    return AnnData(X, var=pd.DataFrame({"resolution": np.clip(resolution, 0.0, 1.0)}, index=pd.Index(design.genes)))
+    rows = [np.flatnonzero(index == b) for b in used]
+    channels = [design.matrices[b].any(axis=0) for b in used]
+    Ds = [dense(D, r)[:, c] for r, c in zip(rows, channels, strict=True)]
+    Ps = [design.matrices[b][:, c] for b, c in zip(used, channels, strict=True)]
+    if method == "als":
+        if rank is None:
+            raise InputError(f'method="als" needs rank=, the number of factors: try {min(10, design.n_pools - 1)}')
+        solution = solvers.als(Ds, Ps, integer(rank, "rank"), rng=generator(rng))
+    else:
+        R: Any = None
+        if noise_var is not None:
+            every = [design_noise(noise_var, noise_stage, design, int(b)) for b in used]
+            each = [r[np.ix_(c, c)] for r, c in zip(every, channels, strict=True)]
+            R = each if len(each) > 1 else each[0]
+        solution = solvers.nuclear_norm(Ds, Ps, noise_var=R)
+    X = np.empty((D.shape[0], design.n_genes), dtype=np.float32)
+    X[np.concatenate(rows)] = solution.X
+    record = {k: getattr(solution, k) for k in ("status", "converged", "objective", "residual", "gap", "n_iter")}
+    return AnnData(X, var=_span_share(design, index)), {k: v for k, v in record.items() if v is not None}
+
+
+def _span_share(design: Design, index: NDArray[np.intp]) -> pd.DataFrame:
+    """Resolution without a prior: the squared length of each gene's axis inside the span of a cell's pools."""
+    each = [np.sum(P * np.linalg.pinv(P).T, axis=1) for P in design.matrices]
+    share = np.bincount(index, minlength=design.n_designs) / len(index)
+    return pd.DataFrame({"resolution": np.clip(share @ each, 0.0, 1.0)}, index=pd.Index(design.genes))
+
+
+def _undetermined(result: AnnData, design: Design, method: str) -> list[str]:
+    """What a method without a reference leaves undetermined."""
+    if method not in ("nuclear_norm", "als"):
+        return []
+    resolution = result.var["resolution"]
+    beyond = (
+        "with one design nothing beyond the pools' span is determined"
+        if design.n_designs == 1
+        else "what the designs determine together, beyond each cell's own pools, is not judged here"
+    )
+    return [
+        f"{method} without a reference: {beyond}. A cell's pools determine {resolution.mean():.0%} of a gene on average "
+        f"(least: {resolution.idxmin()}, {resolution.min():.0%}; all in var['resolution']); pass reference= for more"
+    ]
 
 
 def _unmeasured(design: Design, method: str) -> list[str]:
@@ -303,7 +365,8 @@ def _unmeasured(design: Design, method: str) -> list[str]:
     if not genes:
         return []
     shown = ", ".join(genes[:5]) + (", ..." if len(genes) > 5 else "")
-    how = "set to zero" if method == "minimum_norm" else "inferred from the genes that go with them in the reference"
+    guessed = method in _WITHOUT_REFERENCE
+    how = "not determined at all" if guessed else "inferred from the genes that go with them in the reference"
     return [f"{len(genes)} of {design.n_genes} genes are in no pool ({shown}): they are {how}"]
 
 

@@ -88,7 +88,8 @@ def condition(
 
     Notes
     -----
-    Cost: components * (pools³ + 2 genes * pools²); memory 8 * components * pools * (genes + pools) bytes.
+    Cost: components * (pools³ + 2 genes * pools²); memory 12 * components * pools * genes bytes, and as much
+    again while it runs.
     """
     K, m = pool_means.shape
     identity = np.eye(m)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unpool.errors import InputError
+from unpool.kernels.blocks import one_thread
 from unpool.measure import covariance_root
 from unpool.model._mixture import Array
 
@@ -136,8 +137,11 @@ def crossfit(
 def simulated_pools(X: Array, P: Array, R: Array, rng: np.random.Generator) -> Array:
     """X P + noise, cells x pools; the order of the pools is only an order."""
     order = np.lexsort(P)
-    noise = rng.standard_normal((len(X), len(R))) @ covariance_root(R[np.ix_(order, order)]).T
-    return np.asarray(X @ P + noise[:, np.argsort(order)])
+    draws = rng.standard_normal((len(X), len(R)))
+    with one_thread():
+        D = X @ P
+        D[:, order] += draws @ covariance_root(R[np.ix_(order, order)]).T
+    return np.asarray(D)
 
 
 def folds_of(n: int, group: NDArray[np.intp] | None, rng: np.random.Generator) -> NDArray[np.intp]:

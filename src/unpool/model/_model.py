@@ -15,9 +15,8 @@ from scipy import sparse
 
 from unpool._validate import align, annotation, choice, dense, expression, generator, integer, names
 from unpool.errors import InputError
-from unpool.kernels.blocks import map_threads
+from unpool.kernels.blocks import map_threads, one_thread
 from unpool.measure import NOISE_STAGES, noise_covariance
-from unpool.model._cluster import SCALES, cluster
 from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._labels import Labels, composition
@@ -38,7 +37,9 @@ class Model:
 
     Each *member* is one clustering of a reference, on another scale of the genes; each cluster is a component with its own
     weight, mean and shrunk covariance and Student tails. A cell is decoded by the mean over the members of their posterior
-    means. One member with one component and no tails is the linear decoder.
+    means. One member with one component and no tails is the linear decoder. What else a model may know (other sizes of a
+    type, mixtures of two types) are further components of its members; what it learns from pooled cells are their weights
+    and the members' shares: decoding needs nothing but these.
 
     Parameters
     ----------
@@ -118,6 +119,8 @@ class Model:
     ) -> Model:  # fmt: skip
         from sklearn.exceptions import ConvergenceWarning
 
+        from unpool.model._cluster import SCALES, cluster  # scikit-learn: only fitting needs it
+
         rng = generator(rng)
         n_members = integer(n_members, "n_members")
         rows = _reference_rows(X.shape[0], rng)
@@ -157,11 +160,13 @@ class Model:
 
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
-        return cls(genes, [one_gaussian(dense(X, _reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
+        with one_thread():
+            return cls(genes, [one_gaussian(dense(X, _reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
 
     def linear(self) -> Model:
         """Return the one Gaussian with the mean and covariance of this model: its posterior mean is linear in the pools."""
-        return Model(self.genes, [Mixture.of_moments([1.0], [self.mean], [self.covariance()])], nu=np.inf)
+        with one_thread():
+            return Model(self.genes, [Mixture.of_moments([1.0], [self.mean], [self.covariance()])], nu=np.inf)
 
     @property
     def n_genes(self) -> int:
@@ -176,9 +181,10 @@ class Model:
     def covariance(self) -> Array:
         """Covariance of expression over all cells: genes x genes."""
         total = np.zeros((self.n_genes, self.n_genes))
-        for share, mixture in zip(self.shares, self.members, strict=True):
-            away = mixture.mean - self.mean
-            total += share * (mixture.covariance() + np.outer(away, away))
+        with one_thread():
+            for share, mixture in zip(self.shares, self.members, strict=True):
+                away = mixture.mean - self.mean
+                total += share * (mixture.covariance() + np.outer(away, away))
         return total
 
     def posterior(
@@ -218,7 +224,7 @@ class Model:
         Notes
         -----
         Cost a cell: components * pools², and pools * genes for each component to which the cell can belong. Memory beyond
-        the outputs: 8 * components * pools * (genes + pools) bytes, and some 50 MB a thread.
+        the outputs: 12 * components * pools * genes bytes (all members together), and some 50 MB a thread.
         """
         P, D = self._design(P), _pools(D)
         if D.shape[1] != P.shape[1]:
@@ -247,16 +253,14 @@ class Model:
     def estimate_noise(self, D: Any, P: Any, *, noise_stage: str = "pool") -> Array:
         """Noise variance by EM: one a pool (pool stage), or one number (expression stage).
 
-        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. Needs more
-        pools than the model needs to explain them: with few pools, noise and expression are told apart by the model alone.
+        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. What the model
+        cannot explain counts as noise, so small noise is overestimated where the reference is small or of another kind.
         """
         P, D = self._design(P), _pools(D)
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
-        [variance] = map_threads(
-            lambda mixture: estimate_variance(mixture, sample, P, noise_stage, self.nu), self.members[:1], 1
-        )
-        return variance
+        with one_thread():
+            return estimate_variance(self.members[0], sample, P, noise_stage, self.nu)
 
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""
@@ -269,9 +273,8 @@ class Model:
         """Draw cells from the model, clipped at zero: cells x genes, linear scale."""
         rng = generator(rng)
         per_member = rng.multinomial(integer(n, "n", minimum=0), self.shares)
-        drawn = [
-            mixture.draw(int(count), self.nu, rng) for count, mixture in zip(per_member, self.members, strict=True)
-        ]
+        with one_thread():
+            drawn = [mixture.draw(int(k), self.nu, rng) for k, mixture in zip(per_member, self.members, strict=True)]
         return np.asarray(rng.permutation(np.maximum(np.concatenate(drawn), 0.0)))
 
     def resolution(self, P: Any, noise_cov: Array, *, rng: Any = 0) -> Array:

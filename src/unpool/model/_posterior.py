@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from unpool._validate import dense
 from unpool.errors import InputError
-from unpool.kernels.blocks import map_blocks, map_threads
+from unpool.kernels.blocks import map_blocks, map_threads, one_thread
 from unpool.kernels.mixture import DROPPED, JITTER, Conditioned, condition, posterior_moments
+from unpool.measure import covariance_root
 from unpool.model._labels import Labels
 from unpool.model._mixture import Array, Mixture
 
@@ -79,10 +80,13 @@ def see(
     n_threads: int | None = None,
 ) -> Seen:
     """Condition all members on a design P (genes x pools) with noise covariance R (pools x pools)."""
-    centre = np.asarray(sum(share * member.mean for share, member in zip(shares, members, strict=True)))
-    signal = sum(share * (P.T @ member.covariance() @ P) for share, member in zip(shares, members, strict=True))
-    T = _coordinates(signal + R, (P != 0).any(axis=0))
-    P_T, R_T = P @ T, T.T @ R @ T
+    with one_thread():
+        centre = np.asarray(sum(share * member.mean for share, member in zip(shares, members, strict=True)))
+        signal = sum(share * (P.T @ member.covariance() @ P) for share, member in zip(shares, members, strict=True))
+        T = _coordinates(signal + R, (P != 0).any(axis=0))
+        P_T, root = P @ T, T.T @ covariance_root(R)
+        R_T = root @ root.T
+        pool_centre = centre @ P
 
     def conditioned(member: Mixture) -> Conditioned:
         cross = member.times(P_T)
@@ -91,7 +95,7 @@ def see(
             member.weights, means, member.variances(), cross, means @ P_T, P_T.T @ cross + R_T, jitter=jitter
         )
 
-    return Seen(centre, centre @ P, T, map_threads(conditioned, members, n_threads), np.asarray(shares), nu)
+    return Seen(centre, pool_centre, T, map_threads(conditioned, members, n_threads), np.asarray(shares), nu)
 
 
 def _coordinates(covariance: Array, used: NDArray[np.bool_]) -> Array:
