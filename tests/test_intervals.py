@@ -183,6 +183,29 @@ def test_no_cell_is_decoded_by_a_model_that_saw_it() -> None:
     fails(check, cells_alone, group)  # the twin that splits groups
 
 
+def test_models_may_learn_from_the_simulated_pools_alone(fresh: SimpleNamespace) -> None:
+    X = np.asarray(fresh.reference.X, dtype=float)
+    P, R, genes = fresh.design.matrices[0], fresh.decoded.uns["unpool"]["noise_covariance"], fresh.design.genes
+    shown: list[np.ndarray] = []
+
+    def adapt(model: Model, batches: Any) -> Model:
+        shown.extend(D for D, _, _ in batches)
+        return Model(genes, model.linear().members, nu=np.inf)
+
+    def run(adapting: Any) -> np.ndarray:
+        found = crossfit(
+            X, [(P, R), (P, R)], [0.5, 0.5], lambda X: Model._from_array(X, genes, n_members=1), adapt=adapting,
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+        assert found is not None
+        return found.mean
+
+    adapted = run(adapt)
+    assert sum(map(len, shown)) == len(X)
+    assert len(shown) == 10  # five folds, two designs
+    assert not np.allclose(adapted, run(None), rtol=1e-3)
+
+
 def test_within_a_group_is_what_a_new_group_can_expect() -> None:
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1, 2], 200)
