@@ -18,6 +18,7 @@ __all__ = [
     "BLOCK_ROWS",
     "Table",
     "align",
+    "annotation",
     "blocks",
     "choice",
     "dense",
@@ -126,6 +127,24 @@ def align(wanted: Sequence[str], held: Sequence[str], *, wanted_by: str, held_by
             + f". {what.capitalize()}s are matched by name: rename them, or take the {what}s out of {wanted_by}"
         )
     return position
+
+
+def annotation(data: Any, column: Any, *, what: str) -> pd.Series[Any]:
+    """One value a cell: a column of obs by its name, or the values themselves; `what` names it in messages."""
+    n = data.shape[0]
+    if isinstance(column, str):
+        obs = data.obs if isinstance(data, AnnData) else pd.DataFrame(index=range(n))
+        if column not in obs:
+            held = list(map(str, obs.columns))
+            raise InputError(
+                f"{what}={column!r} is no column of the reference's obs, which has {held or 'none'}; name one of them, or "
+                "pass one value per cell"
+            )
+        return obs[column]
+    values = pd.Series(list(column), dtype=object)
+    if len(values) != n:
+        raise InputError(f"{what} has {len(values)} values for {n} cells; give one per cell of the reference, in order")
+    return values
 
 
 def table(data: Any, *, what: str, layer: str | None = None, column: str = "gene") -> Table:

@@ -307,6 +307,8 @@ def decode(
         as_json=as_json,
         quiet=quiet,
     )
+    if not record.get("converged", True) and not allow_unconverged:
+        click.get_current_context().exit(3)
 
 
 def _optional(path: Path | None, read: Callable[[Path], Any]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +13,24 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from unpool._validate import align, blocks, choice, dense, expression, generator, integer, intensities
+from unpool._validate import align, annotation, blocks, choice, dense, expression, generator, integer, intensities
 from unpool.design import Design
 from unpool.errors import InputError, NotConvergedWarning, NotIdentifiableError, UnpoolWarning
+from unpool.intervals import Calibration
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 
 if TYPE_CHECKING:
     from unpool.model import Model
 
-__all__ = ["METHODS", "decode"]
+__all__ = ["METHODS", "decode", "learn"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
+CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
+DOUBLE_DIPPING = (
+    "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
+    "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
+    "on measured pools, or on cells and genes that the clustering did not use."
+)
 _WITHOUT_REFERENCE = ("minimum_norm", "nuclear_norm", "als")
 
 
@@ -34,6 +43,9 @@ def decode(
     noise_var: float | str | ArrayLike | None = None,
     noise_stage: str = "pool",
     sd: bool = True,
+    crossfit: bool = True,
+    reference_label: Any = None,
+    reference_group: Any = None,
     layer: str | None = None,
     rng: Any = 0,
     n_threads: int | None = None,
@@ -62,6 +74,18 @@ def decode(
         "pool" (detector) or "expression" (before pooling).
     sd
         Whether to return the posterior standard deviation, layers["sd"].
+    crossfit
+        Whether to hold reference cells out in turn, measure them in simulation (the same design and noise) and decode them
+        by small models of the others. It calibrates layers["sd"] and `intervals` per gene, and tells before any truth how
+        well each gene can be expected to be decoded, var["expected_pearson"]. Costs three small fits (five for at most
+        1,000 cells) and the decoding of at most 6,000 cells, whatever the number of cells in the pools. Takes at least 20
+        cells as reference; a Model cannot be cross-fitted.
+    reference_label
+        Column of the reference's obs (or one label a cell), e.g. "cell_type": adds obs["unpool_label"] and
+        obsm["unpool_label_probability"] to the answer.
+    reference_group
+        Column of the reference's obs (or one value a cell), e.g. "donor": whole groups are held out in turn, so that
+        intervals and expected accuracies are those of a new group.
     layer
         Layer of the reference to use instead of X.
     rng
@@ -74,7 +98,8 @@ def decode(
     AnnData
         X: cells x genes, float32, linear scale of the reference; layers["sd"]; obs, obsm, obsp and uns of the pooled data;
         obs["unpool_misfit"] (about 0 ± 1 for cells that the model explains); var["resolution"] (share of the gene's
-        variance that the measurement determines, 0 to 1); varm["design"]; uns["unpool"] (what was done).
+        variance that the measurement determines, 0 to 1); var["expected_pearson"]; varm["design"]; uns["unpool"] (what was
+        done; "labels" names the columns of the label probabilities).
 
     Raises
     ------
@@ -121,8 +146,11 @@ def decode(
     elif reference is None:
         raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
-        model = _model(reference, design, method, layer, rng, n_threads)
-        result, record = _posterior(model, D, design, index, noise_var, noise_stage, sd, n_threads)
+        seed = generator(rng)
+        learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
+        result, record = _posterior(learned.model, D, design, index, noise_var, noise_stage, sd, n_threads)
+        if sd or crossfit:
+            _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
     notes = [*_unmeasured(design, method), *_undetermined(result, design, method)]
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
@@ -146,26 +174,83 @@ def _choose(design: Design, reference: Any) -> str:
     )
 
 
-def _model(reference: Any, design: Design, method: str, layer: str | None, rng: Any, n_threads: int | None) -> Model:
-    """Return the model of the design's genes, in the design's order.
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A model of the design's genes in the design's order, and what to learn smaller ones from."""
 
-    It is fitted to the genes in the order of their names, so that the order of a design is only an order.
-    """
+    model: Model
+    cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
+    groups: Any = None
+    fit: Callable[[NDArray[np.float64]], Model] | None = None
+
+
+def learn(
+    reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
+    n_threads: int | None,
+) -> Learned:  # fmt: skip
+    """Learn from the genes in the order of their names, so that the order of a design is only an order."""
     from unpool.model import Model
 
     if isinstance(reference, Model):
-        model = reference
+        align(design.genes, reference.genes, wanted_by="the design", held_by="the model")
+        if group is not None or (label is not None and reference.labels is None):
+            raise InputError(
+                "the reference is a Model, which holds no cells: pass the cells to use reference_group=, and cells or "
+                "Model.from_cells(cells, label=...) to use reference_label="
+            )
+        return Learned(reference.subset(design.genes))
+    t = expression(reference, what="the reference", layer=layer)
+    genes = sorted(design.genes)
+    columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
+    cells = dense(t.X)[:, columns]
+    labels = None if label is None else annotation(reference, label, what="reference_label")
+    groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
+    if method == "gaussian":
+        model = Model._gaussian(cells, genes, rng=rng)
+        return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
+    model = Model._from_array(cells, genes, label=labels, rng=rng, n_threads=n_threads)
+
+    def fit(X: NDArray[np.float64]) -> Model:
+        return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, n_threads=n_threads)
+
+    return Learned(model.subset(design.genes), cells, groups, fit)
+
+
+def _calibrate(
+    result: AnnData, record: dict[str, Any], learned: Learned, design: Design, index: NDArray[np.intp],
+    rng: np.random.Generator | None, n_threads: int | None,
+) -> None:  # fmt: skip
+    """Scale the sd, and write the table of intervals and the expected accuracy: from reference cells held out in turn.
+
+    Without cells to hold out, intervals are normal.
+    """
+    from unpool.model import crossfit
+
+    held, sd = None, "sd" in result.layers
+    why = "crossfit=False" if rng is None else "a Model holds no cells to hold out"
+    if rng is not None and learned.cells is not None and learned.fit is not None:
+        why = "too few reference cells (or groups) to hold out"
+        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
+        used, count = np.unique(index, return_counts=True)
+        keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
+        designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
+        held = crossfit(
+            learned.cells, designs, list(count / count.sum()), learned.fit, groups=learned.groups, sd=sd, rng=rng,
+            n_threads=n_threads,
+        )  # fmt: skip
+    if held is None:
+        calibration = Calibration.normal(design.n_genes, f"normal distribution, not calibrated: {why}")
     else:
-        t = expression(reference, what="the reference", layer=layer)
-        genes = sorted(design.genes)
-        columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
-        cells = pd.DataFrame(dense(t.X)[:, columns], index=pd.Index(t.rows), columns=pd.Index(genes))
-        if method == "gaussian":
-            model = Model._gaussian(cells.to_numpy(), genes, rng=rng)
-        else:
-            model = Model.from_cells(cells, rng=rng, n_threads=n_threads)
-    align(design.genes, model.genes, wanted_by="the design", held_by="the model")
-    return model.subset(design.genes)
+        own = np.argsort(by_name)
+        what = f"{len(held.truth):,} reference cells held out in {held.n_folds} folds"
+        result.var["expected_pearson"] = held.pearson()[own]
+        if held.sd is not None:
+            ratio = held.sd_ratio()
+            result.layers["sd"] *= ratio[own].astype(np.float32)
+            source = f"{what}{' of whole groups' if learned.groups is not None else ''}"
+            calibration = Calibration.fit(held.truth[:, own], held.mean[:, own], (held.sd * ratio)[:, own], source)
+    if sd:
+        record["intervals"] = calibration.record(design.genes)
 
 
 def _posterior(
@@ -177,6 +262,7 @@ def _posterior(
     mean = np.empty((n, g), dtype=np.float32)
     deviation = np.empty((n, g), dtype=np.float32) if sd else None
     misfit = np.empty(n, dtype=np.float32)
+    called = None if model.labels is None else np.empty((n, len(model.labels.names)), dtype=np.float32)
     resolution = np.zeros(g)
     record: dict[str, Any] = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage}
     for b in np.unique(index):
@@ -193,6 +279,8 @@ def _posterior(
         if deviation is not None:
             deviation[mine] = answer.sd
         misfit[mine] = answer.misfit
+        if called is not None:
+            called[mine] = answer.labels
         resolution += mine.mean() * model.resolution(P, R)
         record["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}"] = R
     result = AnnData(
@@ -202,6 +290,9 @@ def _posterior(
     )
     if deviation is not None:
         result.layers["sd"] = deviation
+    if called is not None and model.labels is not None:
+        result.obsm["unpool_label_probability"] = called
+        record["labels"] = np.array(model.labels.names, dtype=object)
     return result, record | {"status": "solved"}
 
 
@@ -285,8 +376,12 @@ def _annotate(result: AnnData, pooled: AnnData, design: Design, record: dict[str
     result.obs = pooled.obs.copy()
     if misfit is not None:
         result.obs["unpool_misfit"] = misfit.to_numpy()
+    probability = result.obsm.get("unpool_label_probability")
+    if probability is not None:
+        most_likely = np.argmax(probability, axis=1)
+        result.obs["unpool_label"] = pd.Categorical.from_codes(most_likely, categories=pd.Index(record["labels"]))
     for key in ("obsm", "obsp"):
-        getattr(result, key).update(dict(getattr(pooled, key)))
+        getattr(result, key).update({k: v for k, v in getattr(pooled, key).items() if k not in getattr(result, key)})
     for name, P in zip(
         ["design"] if design.n_designs == 1 else [f"design_{b}" for b in range(design.n_designs)],
         design.matrices,
@@ -296,5 +391,12 @@ def _annotate(result: AnnData, pooled: AnnData, design: Design, record: dict[str
     result.uns.update({k: v for k, v in pooled.uns.items() if k != "unpool"})
     text = {k: np.array(v, dtype=object) for k, v in (("pools", design.pools), ("designs", design.names))}
     versions = {p: version(p) for p in ("unpool", "numpy", "scipy", "anndata", "scikit-learn", "numba")}
-    result.uns["unpool"] = {"kind": "decoded", **record, **text, "design_digest": design.digest, "versions": versions}
+    result.uns["unpool"] = {
+        "kind": "decoded",
+        "note": DOUBLE_DIPPING,
+        **record,
+        **text,
+        "design_digest": design.digest,
+        "versions": versions,
+    }
     return result

@@ -155,14 +155,13 @@ def test_rows_that_fail_the_check_are_solved_again(monkeypatch):
         nnls(A, B)
 
 
-def kernel_violation(A, B, pinv):
-    """The kernel's own verdict when its matrices are wrong."""
+def kernel_violation(A, B, wrong):
+    """The kernel's own verdict on each row, and the truth, when one of its matrices is wrong."""
     A = np.ascontiguousarray(A / np.linalg.norm(A, axis=0))
-    U, s, Vt = np.linalg.svd(A, full_matrices=False)
-    good, Q, N, C = module._parts(U, s, Vt)
-    X, found = np.empty((len(B), len(s))), np.empty(len(B))
-    columns = np.arange(len(s))
-    pivoting.solve_rows(B, 0, len(B), A, pinv(good), Q, N, C, np.ones(len(s)), columns, X, found)
+    r = A.shape[1]
+    system = module._system(A, *np.linalg.svd(A, full_matrices=False), np.ones(r), np.arange(r))
+    X, found = np.empty((len(B), r)), np.empty(len(B))
+    pivoting.solve_rows(B, 0, len(B), system._replace(pinv=wrong(system.pinv)), X, found)
     return found, [violation(A, B[i : i + 1], X[i : i + 1]) for i in range(len(B))]
 
 
