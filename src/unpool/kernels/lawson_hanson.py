@@ -17,10 +17,10 @@ ENTER = 1e-12  # gradients below this, for unit columns and ||b|| = 1, are zero;
 
 
 @njit()
-def solve_rows(B: Floats, rows: Ints, At: Floats, units: Floats, columns: Ints, X: Floats, violation: Floats) -> None:
+def solve_rows(B: Floats, rows: Ints, At: Floats, units: Floats, X: Floats, violation: Floats) -> None:
     """Solve the given rows of B (n x m) for At = Aᵀ (r x m, unit rows); writes their KKT violations and X.
 
-    Unknown j goes to column `columns[j]` of X, times `units[j]`, what row j of At was multiplied by.
+    X[:, j] is times `units[j]`, what row j of At was multiplied by.
 
     A violation is relative to ||b|| + Σ x_j, the size of what cancels in A x - b: rounding x alone changes the gradient
     by 1e-16 of that.
@@ -65,7 +65,7 @@ def solve_rows(B: Floats, rows: Ints, At: Floats, units: Floats, columns: Ints, 
             wrong = abs(gradient[j]) if x[j] > 0 else gradient[j]
             worst = max(worst, wrong)
             cancels += x[j]
-            X[i, columns[j]] = x[j] * (size * units[j])
+            X[i, j] = x[j] * (size * units[j])
         violation[i] = worst / cancels
 
 

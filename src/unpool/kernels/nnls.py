@@ -23,6 +23,7 @@ __all__ = ["BLOCK", "System", "solve_rows"]
 
 BLOCK = 1024  # rows worked on together; never depends on the number of threads, so neither do the bytes
 LANES = 32
+TILE = 128  # rows whose guess is worked out within the fastest cache
 PATIENCE = 3  # full flips without fewer bad indices, before single ones (Murty's rule, which cannot cycle)
 FEASIBLE = 1e-13  # what counts as nonnegative, for unit columns of A and ||b|| = 1
 
@@ -38,7 +39,6 @@ class System(NamedTuple):
     N: Singles  # two matrices of ADMM, r x r and m x r; empty when the signs of x0 are guess enough
     C: Singles
     units: Floats  # what each column of A was multiplied by
-    columns: Ints  # the column of X that each unknown goes to
 
 
 @njit(fastmath={"contract", "reassoc"})
@@ -55,7 +55,10 @@ def solve_rows(B: Floats, start: int, stop: int, system: System, X: Floats, viol
     for first in range(start, stop, BLOCK):
         n = min(BLOCK, stop - first)
         for i in range(n):
-            size = norm(B[first + i])
+            size = 0.0
+            for k in range(m):
+                size += B[first + i, k] * B[first + i, k]
+            size = np.sqrt(size) if 1e-280 < size < 1e280 else norm(B[first + i])
             scale[i] = size if size > 0 else 1.0
             inverse = 1.0 / scale[i]
             for k in range(m):
@@ -73,7 +76,7 @@ def solve_rows(B: Floats, start: int, stop: int, system: System, X: Floats, viol
             for j in range(r):
                 slope = 0.0 if x[i, j] == 0 and gradient[i, j] >= 0 else gradient[i, j]
                 wrong += slope * slope
-                X[first + i, system.columns[j]] = x[i, j] * (scale[i] * units[j])
+                X[first + i, j] = x[i, j] * (scale[i] * units[j])
             violation[first + i] = np.sqrt(wrong) if wrong < np.inf else np.inf
 
 
@@ -87,24 +90,26 @@ def guess_zeros(b: Floats, x0: Floats, N: Singles, C: Singles, zero: Mask) -> No
                 zero[i, j] = x0[i, j] < 0
         return
     m = b.shape[1]
-    single, c, s = np.empty((n, m), np.float32), np.empty((n, r), np.float32), np.empty((n, r), np.float32)
-    absolute, turned, half = np.empty((n, r), np.float32), np.empty((n, r), np.float32), np.float32(0.5)
-    for i in range(n):
-        for k in range(m):
-            single[i, k] = b[i, k]
-    np.dot(single, C, c)
-    np.dot(single, C, s)
-    for _ in range(12):
-        for i in range(n):
+    single, c, s = np.empty((TILE, m), np.float32), np.empty((TILE, r), np.float32), np.empty((TILE, r), np.float32)
+    absolute, turned, half = np.empty((TILE, r), np.float32), np.empty((TILE, r), np.float32), np.float32(0.5)
+    for first in range(0, n, TILE):
+        rows = min(TILE, n - first)
+        for i in range(rows):
+            for k in range(m):
+                single[i, k] = b[first + i, k]
+        np.dot(single[:rows], C, c[:rows])
+        np.dot(single[:rows], C, s[:rows])
+        for _ in range(12):
+            for i in range(rows):
+                for j in range(r):
+                    absolute[i, j] = abs(s[i, j])
+            np.dot(absolute[:rows], N, turned[:rows])
+            for i in range(rows):
+                for j in range(r):
+                    s[i, j] = half * s[i, j] + turned[i, j] + c[i, j]
+        for i in range(rows):
             for j in range(r):
-                absolute[i, j] = abs(s[i, j])
-        np.dot(absolute, N, turned)
-        for i in range(n):
-            for j in range(r):
-                s[i, j] = half * s[i, j] + turned[i, j] + c[i, j]
-    for i in range(n):
-        for j in range(r):
-            zero[i, j] = s[i, j] < 0
+                zero[first + i, j] = s[i, j] < 0
 
 
 @njit(fastmath={"contract"})
@@ -131,13 +136,12 @@ def pivot(x0: Floats, Q: Floats, padded_Q: Floats, zero: Mask, x: Floats) -> Non
         n_left = 0
         for t in range(n_todo):
             i = rows[t]
-            bad, last = 0, 0
+            bad = 0
             for j in range(r):  # without branches: their outcomes are noise, and a wrong guess costs 20 operations
                 value = w[t, j] if zero[i, j] else x0[i, j] + shift[t, j]
-                wrong = not value >= -FEASIBLE
-                bad += wrong
-                last = j if wrong else last
+                w[t, j] = value
                 x[i, j] = 0.0 if zero[i, j] else max(value, 0.0)
+                bad += not value >= -FEASIBLE
             if bad == 0:
                 continue
             if bad < fewest[i]:
@@ -146,10 +150,14 @@ def pivot(x0: Floats, Q: Floats, padded_Q: Floats, zero: Mask, x: Floats) -> Non
                 patience[i] -= 1
             todo[n_left] = i
             n_left += 1
+            start = 0
+            if patience[i] < 0:
+                start = r - 1
+                while w[t, start] >= -FEASIBLE:
+                    start -= 1
             size[i] = 0
             for j in range(r):
-                value = w[t, j] if zero[i, j] else x0[i, j] + shift[t, j]
-                zero[i, j] ^= (not value >= -FEASIBLE) & ((patience[i] >= 0) | (j == last))
+                zero[i, j] ^= (j >= start) & (not w[t, j] >= -FEASIBLE)
                 size[i] += zero[i, j]
         n_todo = n_left
         if n_todo == 0:
