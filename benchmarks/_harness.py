@@ -95,7 +95,7 @@ class Outcome:
         return self.error or duration(self.seconds)
 
     def times(self, ours: float) -> str:
-        """How many times as long as ours it took, or the error; a timeout is a lower bound."""
+        """How many times as long as ours it took, or that it failed; a timeout is a lower bound."""
         if self.failed:
             return (
                 f"> {TIMEOUT / ours:,.0f} x (timeout)" if self.error == _timeout(TIMEOUT) else f"failed: {self.error}"

@@ -1,4 +1,4 @@
-"""The peers, as their own users would call them: the founding notebook's programs, conic solvers, scipy and SPAMS.
+"""The peers, as their own users would call them: the founding notebook's programs, conic solvers and scipy.
 
 Every function takes and returns plain arrays and imports its package itself, so that each can run in a process of its own.
 """
@@ -87,18 +87,3 @@ def notebook_v_step_scipy(D: Array, P: Array, U: Array, V: Array) -> Array:
     if not answer.success:
         raise RuntimeError(f"minimize: {answer.message}")
     return answer.x.reshape(V.shape)
-
-
-def scipy_nnls(A: Array, B: Array) -> Array:
-    """A Python loop over scipy.optimize.nnls."""
-    from scipy.optimize import nnls
-
-    return np.array([nnls(A, b)[0] for b in B])
-
-
-def spams_nnls(A: Array, B: Array, threads: int) -> Array:
-    """SPAMS: lasso by LARS with positivity and no penalty, all rows at once."""
-    import spams
-
-    X = spams.lasso(np.asfortranarray(B.T), D=np.asfortranarray(A), mode=2, lambda1=0.0, pos=True, numThreads=threads)
-    return np.ascontiguousarray(X.toarray().T)

@@ -75,7 +75,7 @@ def test_peers_answer_or_fail_visibly(benchmarks):
     wrong = peer(math.sqrt, -1)
     assert wrong.failed
     assert wrong.text.startswith("ValueError")
-    assert wrong.times(1.0).startswith("failed: ValueError")
+    assert wrong.times(1.0) == "failed"
     missing = peer(pow, 2, 3, needs=["no_such_package"])
     assert missing.text.startswith("ModuleNotFoundError")
     assert peer(os._exit, 3).text == "crashed, exit code 3"
@@ -85,8 +85,8 @@ def test_a_slow_peer_is_ended(benchmarks):
     harness = benchmarks("_harness")
     slow = harness.peer(time.sleep, 600, timeout=2.0)
     assert slow.text == "no answer after 2 s"
-    assert slow.times(1.0).startswith("failed")
-    assert harness.Outcome(error="no answer after 120 s").times(0.01) == "> 12,000 x (timeout)"
+    assert slow.times(1.0) == "failed"
+    assert harness.Outcome(error="no answer after 120 s").times(0.01) == "> 12,000 x"
 
 
 def test_medians_and_units(benchmarks):
@@ -168,7 +168,7 @@ def test_the_page_is_the_results(benchmarks):
 def test_the_printed_violation_bites(benchmarks):
     from scipy.optimize import nnls
 
-    kkt = benchmarks("solvers").kkt
+    kkt = benchmarks("_nnls_als").kkt_violation
     rng = np.random.default_rng(0)
     A, B = rng.gamma(0.5, size=(8, 4)), rng.standard_normal((30, 8)) + 0.5
     X = np.array([nnls(A, b)[0] for b in B])
