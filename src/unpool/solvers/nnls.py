@@ -19,6 +19,7 @@ from unpool.solvers._solution import Array
 __all__ = ["nnls", "nnls_rows"]
 
 KKT = 1e-9  # the largest violation that is returned
+RETRY = 1e-10  # the largest that is not worked on again
 CONDITION = 1e5  # up to here (AᵀA)⁻¹ is accurate enough
 SIGNS = 12  # up to this many unknowns the signs of the unconstrained solution are guess enough of the active set
 TASK = 8 * pivoting.BLOCK  # rows that a thread takes at a time
@@ -110,7 +111,7 @@ def nnls_rows(A: Array, B: Array, threads: int = 1) -> tuple[Array, Array]:
             pivoting.solve_rows(B, start, min(start + TASK, len(B)), system, X, violation)
 
         _share(pivot, range(0, len(B), TASK), threads)
-        left = np.flatnonzero(violation > KKT)
+        left = np.flatnonzero(violation > RETRY)
 
     unit_rows = np.ascontiguousarray(unit.T)
 
