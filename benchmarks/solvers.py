@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from _harness import TIMEOUT, Outcome, duration, in_svds, machine, medians, peer, show, write
-from _nnls_als import measure_nnls
+from _nnls import measure_nnls
 from _peers import conic_nuclear_norm, notebook_nuclear_norm, notebook_v_step
 from scipy.stats import chi2, pearsonr
 
