@@ -27,6 +27,7 @@ lint: $(READY)  ## style, types, import layers
 bench: $(READY)  ## speed and accuracy beside peers; writes benchmarks/results
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	@$(BIN)/python benchmarks/notebook.py
+	@$(BIN)/python benchmarks/uncertainty.py
 
 clean:
 	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
