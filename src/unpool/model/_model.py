@@ -16,10 +16,10 @@ from unpool._validate import align, choice, dense, expression, generator, intege
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads
 from unpool.measure import NOISE_STAGES, covariance_root, noise_covariance
-from unpool.model._cluster import SCALES, cluster
+from unpool.model._cluster import SCALES, cluster, coarse_types
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._mixture import Array, Mixture
-from unpool.model._moments import one_gaussian, shrunk_mixture
+from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
 from unpool.model._posterior import Posterior, decode_blocks, see
 
@@ -100,8 +100,9 @@ class Model:
 
     @classmethod
     def _from_array(
-        cls, X: Any, genes: Sequence[str], *, rng: Any = 0, n_members: int = 6, n_threads: int | None = None
-    ) -> Model:
+        cls, X: Any, genes: Sequence[str], *, rng: Any = 0, n_members: int = 6, extras: bool = True,
+        n_threads: int | None = None,
+    ) -> Model:  # fmt: skip
         from sklearn.exceptions import ConvergenceWarning
 
         rng = generator(rng)
@@ -111,7 +112,12 @@ class Model:
 
         def member(job: tuple[int, np.random.Generator]) -> Mixture:
             number, seed = job
-            return shrunk_mixture(X, cluster(X, scales[number % len(scales)], seed))
+            labels = cluster(X, scales[number % len(scales)], seed)
+            clusters = shrunk_mixture(X, labels)
+            if not extras:
+                return clusters
+            types = coarse_types(clusters.means, clusters.weights, X.std(axis=0), seed)
+            return with_extras(clusters, shrunk_mixture(X, types[labels]), types)
 
         with warnings.catch_warnings():
             # duplicated cells leave fewer distinct points than clusters
