@@ -24,10 +24,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from unpool.kernels._numba import njit
 
-__all__ = ["Conditioned", "condition", "posterior_moments"]
+__all__ = ["Conditioned", "condition", "posterior_moments", "sparse_responsibilities"]
 
 Array = NDArray[np.float64]
 
@@ -184,7 +185,6 @@ def posterior_moments(
     second: bool = True,
     dropped: float = DROPPED,
     responsibilities: Sequence[NDArray[np.floating]] | None = None,
-    evidence: Array | None = None,
 ) -> tuple[Array, Array | None, Array]:
     """Posterior mean, variance and mean squared Mahalanobis distance of each cell.
 
@@ -204,8 +204,6 @@ def posterior_moments(
         Bound on the share of a cell's weight that is given up by skipping negligible components; 0 keeps all, in float64.
     responsibilities
         One array (cells x components, or cells x components x sizes) a member to write into, or None.
-    evidence
-        Cells x members: where to write the log density of the pools, up to a constant that all members share.
 
     Returns
     -------
@@ -233,24 +231,13 @@ def posterior_moments(
         for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
             K, S = member.log_weights.shape
             r = table[: K * S * t].reshape(K, S, t)
-            p = member.bound.shape[1] - 1
-            if dropped > 0 and K > 1 and 0 < p < m:
-                augmented = np.concatenate([np.ones((1, t)), D_tile[:p]])
-                q = _squared_distances(member.bound, augmented, len(member.bound_of))
-                nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)
-            else:
-                nearest = np.full((K, t), -np.inf)
-            cells, counts, log_density, far = _responsibilities(
-                D_tile, nearest, member.log_weights, member.rotation, member.shift, member.precision, nu, dropped, r
-            )
+            cells, counts, _, far = _survivors(D_tile, member, nu, dropped, r)
             distance[tile] += share * far
             if responsibilities is not None:
                 dense = np.zeros((t, K, S))
                 _scatter(r, cells, counts, dense)
                 out = responsibilities[b]
                 out[tile] = dense if out.ndim == 3 else dense.sum(axis=2)
-            if evidence is not None:
-                evidence[tile, b] = log_density
             moments = (mean[tile], square[tile] if second else square)
             weak = WEAK / K if dropped > 0 else 0.0
             for gain, above, upto in ((member.gain, weak, np.inf), (member.gain32, 0.0, weak)):
@@ -259,6 +246,41 @@ def posterior_moments(
                     member.precision, member.means, gain, member.variance, centre, nu, *moments, second,
                 )  # fmt: skip
     return mean, np.maximum(square - np.square(mean - centre), 0.0) if second else None, distance
+
+
+def sparse_responsibilities(
+    D: Array, member: Conditioned, nu: float, *, dropped: float = DROPPED
+) -> tuple[sparse.csr_matrix, Array]:
+    """Responsibilities, cells x (components * sizes), and log density of each cell up to a constant that members share."""
+    K, S = member.log_weights.shape
+    table = np.empty(K * S * min(len(D), TILE))
+    parts, evidence = [], np.empty(len(D))
+    for start in range(0, len(D), TILE):
+        D_tile = np.ascontiguousarray(D[start : start + TILE].T)
+        t = D_tile.shape[1]
+        r = table[: K * S * t].reshape(K, S, t)
+        cells, counts, evidence[start : start + t], _ = _survivors(D_tile, member, nu, dropped, r)
+        dense = np.zeros((t, K, S))
+        _scatter(r, cells, counts, dense)
+        parts.append(sparse.csr_matrix(dense.reshape(t, K * S)))
+    return sparse.vstack(parts, format="csr"), evidence
+
+
+def _survivors(
+    D_tile: Array, member: Conditioned, nu: float, dropped: float, r: Array
+) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array]:
+    """Responsibilities of one tile (pools x cells), written into r; see `_responsibilities`."""
+    K, m = len(member.log_weights), len(D_tile)
+    p = member.bound.shape[1] - 1
+    nearest = np.full((K, D_tile.shape[1]), -np.inf)
+    if dropped > 0 and K > 1 and 0 < p < m:
+        augmented = np.concatenate([np.ones((1, D_tile.shape[1])), D_tile[:p]])
+        q = _squared_distances(member.bound, augmented, len(member.bound_of))
+        nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)
+    answer: tuple[NDArray[np.int32], NDArray[np.intp], Array, Array] = _responsibilities(
+        D_tile, nearest, member.log_weights, member.rotation, member.shift, member.precision, nu, dropped, r
+    )
+    return answer
 
 
 @njit(fastmath={"contract"})
@@ -326,7 +348,7 @@ def _rotated(D: Array, rotation: Array, cells: NDArray[np.int32], gathered: Arra
 
 @njit(fastmath={"contract"})
 def _squared(z: Array, shift: Array, precision: Array, q: Array) -> None:
-    """q of some cells (rotated pools z: pools x cells) under one component at one size."""
+    """Distances q of some cells (rotated pools z: pools x cells) under one component at one size."""
     q[:] = 0.0
     for j in range(len(z)):
         zj, a, c = z[j], shift[j], precision[j]
@@ -336,7 +358,7 @@ def _squared(z: Array, shift: Array, precision: Array, q: Array) -> None:
 
 @njit(fastmath={"contract"})
 def _raised(x: Array, power: float) -> None:
-    """x to a power, in place; by multiplication where twice the power is a whole number."""
+    """Raise x to a power, in place; by multiplication where twice the power is a whole number."""
     twice = int(np.round(2 * power))
     if twice != 2 * power or twice > 400:
         for i in range(len(x)):

@@ -9,13 +9,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from unpool._validate import align, choice, dense, expression, generator, integer, names
+from unpool._validate import align, choice, dense, expression, generator, integer, intensities, names
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads
-from unpool.measure import NOISE_STAGES, covariance_root, noise_covariance
+from unpool.measure import (
+    NOISE_STAGES, covariance_root, design_noise, noise_covariance, recorded_design, recorded_noise,
+)  # fmt: skip
+from unpool.model._adapt import SAMPLE as ADAPT_SAMPLE
+from unpool.model._adapt import adapted
 from unpool.model._cluster import SCALES, cluster, coarse_types
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._mixture import Array, Mixture
@@ -233,6 +238,54 @@ class Model:
             lambda mixture: estimate_variance(mixture, sample, P, noise_stage, self.nu), self.members[:1], 1
         )
         return variance
+
+    def adapt(
+        self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", n_threads: int | None = None
+    ) -> Model:
+        """The model with weights learned from pooled cells, whose types may come in other proportions.
+
+        Parameters
+        ----------
+        pooled
+            Cells x pools with their design, which may hold more genes than the model is asked for; at most 5,000 cells are
+            looked at, evenly strided.
+        noise_var, noise_stage
+            As in `posterior`; "recorded" is what `measure` wrote.
+
+        Notes
+        -----
+        EM of the weights of all components and sizes with a Dirichlet prior at their old values (as many pseudo-cells as
+        components); means and covariances stay. Members are weighted by exp(3 * mean log density of a cell). On cells of the
+        reference's own population it costs next to nothing, so that `decode` adapts unless told otherwise.
+        """
+        design, index = recorded_design(pooled)
+        model = self.subset(design.genes)
+        if isinstance(noise_var, str):
+            choice(noise_var, ["recorded"], "noise_var")
+            noise_var, noise_stage = recorded_noise(pooled)
+        D, batches = intensities(pooled, what="the pools").X, []
+        for b in np.unique(index):
+            P, mine = design.matrices[b], np.flatnonzero(index == b)
+            if noise_var is None:
+                R = noise_covariance(model.estimate_noise(D[mine], P, noise_stage=noise_stage), P, noise_stage)
+            else:
+                R = design_noise(noise_var, noise_stage, design, int(b))
+            batches.append((D, P, R, mine))
+        members, shares, _ = model._adapted(batches, n_threads)
+        return Model(
+            self.genes,
+            [m.reweighted(a.joint_weights) for m, a in zip(self.members, members, strict=True)],
+            nu=self.nu,
+            shares=shares,
+        )
+
+    def _adapted(
+        self, batches: Sequence[tuple[Any, Array, Array, NDArray[np.intp]]], n_threads: int | None = None
+    ) -> tuple[Sequence[Mixture], Array, float]:
+        """Adapt to (D, P, R, rows of D) of every design: members, shares, mean log density gained a cell."""
+        stride = -(-sum(len(rows) for *_, rows in batches) // ADAPT_SAMPLE)
+        sample = [(dense(D, rows[::stride]), P, R) for D, P, R, rows in batches]
+        return adapted(self.members, self.shares, self.nu, sample, n_threads=n_threads)
 
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""
