@@ -37,13 +37,17 @@ def main() -> None:
     """Print the table and write results/notebook.json."""
     runs = [scores(seed) for seed in SEEDS]
     table = {name: [run[name] for run in runs] for name in ROWS}
-    print("| 500 cells x 100 genes of rank 10, 25 pools, no noise | mean per-gene Pearson (5 seeds) | error left, 1 - r |")
+    print(
+        "| 500 cells x 100 genes of rank 10, 25 pools, no noise | mean per-gene Pearson (5 seeds) | error left, 1 - r |"
+    )
     print("| --- | --- | --- |")
     for name, values in table.items():
         print(f"| {name} | {np.mean(values):.4f} | {1 - np.mean(values):.4f} |")
     out = Path(__file__).parent / "results" / "notebook.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"machine": platform.machine(), "python": platform.python_version(), "scores": table}, indent=1))
+    out.write_text(
+        json.dumps({"machine": platform.machine(), "python": platform.python_version(), "scores": table}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -240,3 +240,74 @@ def test_misfit_finds_the_strange_cells(small):
 def test_plain_arrays_of_a_reference_are_refused_by_name(small):
     with pytest.raises(InputError, match="reference"):
         up.decode(small.pools, np.ones((5, 3)))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """Low-rank cells in noise-free pools of one and of several designs."""
+    rng = np.random.default_rng(0)
+    truth = ad.AnnData(rng.gamma(1.0, 5.0, (60, 2)) @ rng.gamma(1.0, 5.0, (2, 20)))
+    truth.var_names = [f"gene_{j}" for j in range(20)]
+    one = up.design.bernoulli(20, 8, p=0.4, rng=0)
+    several = up.design.bernoulli(20, 8, p=0.4, n_designs=4, rng=0)
+    return truth, up.measure(truth, one), up.measure(truth, several)
+
+
+@pytest.mark.parametrize(("method", "options"), [("nuclear_norm", {}), ("als", {"rank": 2})])
+def test_methods_without_a_reference_fit_the_pools_and_say_what_is_determined(exact, method, options):
+    truth, one, several = exact
+    with pytest.warns(UserWarning, match=r"nothing beyond the pools' span.*determine 40%.*least: gene_"):
+        x = up.decode(one, method=method, **options)
+    P = up.measure(truth, up.Design(one.varm["design"].T)).varm["design"].T
+    assert close(one.X, x.X @ P, 1e-3)
+    assert not close(truth.X, x.X, 1e-3)  # that it is the truth is just what nobody can know from one design
+    assert x.uns["unpool"]["converged"]
+    assert (x.X >= 0).all()
+    np.testing.assert_allclose(x.var["resolution"], np.diag(P @ np.linalg.pinv(P)), atol=1e-9)
+    with pytest.warns(UserWarning, match="designs determine together"):
+        y = up.decode(several, method=method, **options)
+    if method == "als":  # four designs of eight pools do determine rank 2
+        assert close(truth.X, y.X, 1e-2)
+    mixed = np.random.default_rng(0).permutation(60)
+    with pytest.warns(UserWarning, match="designs determine together"):
+        z = up.decode(several[mixed].copy(), method=method, **options)
+    assert close(y.X[mixed], z.X, 1e-2)
+
+
+def test_a_solver_that_stops_early_is_never_silent(exact, monkeypatch, tmp_path):
+    from click.testing import CliRunner
+
+    from unpool import solvers
+    from unpool.cli import main
+    from unpool.errors import NotConvergedWarning
+
+    _, one, _ = exact
+    whole = solvers.als
+    monkeypatch.setattr(solvers, "als", lambda *a, **k: whole(*a, **k, max_iter=2))
+    with pytest.warns(NotConvergedWarning, match=r"not converged.*max_iter"), pytest.warns(UserWarning, match="als without"):
+        x = up.decode(one, method="als", rank=2)
+    assert not x.uns["unpool"]["converged"]
+    io.write_h5ad(one, tmp_path / "p.h5ad")
+    args = ["decode", str(tmp_path / "p.h5ad"), "--method", "als", "--rank", "2", "-o", str(tmp_path / "x.h5ad")]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 3
+    assert "not converged" in result.stderr
+    assert (tmp_path / "x.h5ad").exists()
+    assert CliRunner().invoke(main, [*args, "--allow-unconverged"]).exit_code == 0
+    monkeypatch.setattr(solvers, "als", whole)
+    assert CliRunner().invoke(main, args).exit_code == 0
+
+
+def test_als_asks_for_its_rank(exact):
+    with pytest.raises(InputError, match="needs rank="):
+        up.decode(exact[1], method="als")
+
+
+def test_the_radius_of_nuclear_norm_follows_the_noise():
+    truth = up.simulate.cell_types(80, 20, 3, rng=0)
+    pools = up.measure(truth, up.design.balanced(20, 8, rng=0), snr=5, rng=0)
+    with pytest.warns(UserWarning, match="span"):
+        x = up.decode(pools, method="nuclear_norm", noise_var="recorded")
+    noise = np.sqrt(80 * pools.uns["unpool"]["simulated"]["noise_var"].sum())
+    assert 0.8 * noise < x.uns["unpool"]["residual"] < 1.3 * noise
+    assert x.uns["unpool"]["gap"] < 1e-5

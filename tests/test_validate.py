@@ -90,3 +90,9 @@ def test_generators():
     for bad in (-1, True, "x", 1.5, np.random.RandomState(0)):
         with pytest.raises(InputError):
             generator(bad)
+
+
+def test_things_that_are_no_matrix():
+    for thing in (None, 3, "file.h5ad", object()):
+        with pytest.raises(InputError, match=rf"the reference is a {type(thing).__name__}; expected an AnnData"):
+            expression(thing, what="the reference")

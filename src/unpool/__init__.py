@@ -11,6 +11,8 @@ matrix M with error bars, and says so when the data cannot determine it. The pat
 `measure`, `pooled`   the forward model, and the wrapper for measured pools
 `Model`               what expression looks like, learned from a reference
 `decode`              pools in, genes out
+`intervals`           ends of calibrated intervals of decoded values
+`crossvalidate`       each pool hidden and predicted from the others: needs no truth
 `evaluate`            scores, always beside trivial baselines
 `report`, `pl`        one HTML page; plots
 `solvers`             arrays in, `Solution` out
@@ -27,9 +29,11 @@ __version__ = _version("unpool")
 
 # A function that shares its name with its module is imported here, so that the name means the function.
 from unpool import design, errors, simulate
+from unpool.crossvalidate import crossvalidate
 from unpool.decode import decode
 from unpool.design import Design
 from unpool.evaluate import evaluate
+from unpool.intervals import intervals
 from unpool.measure import measure, pooled
 from unpool.report import report
 
@@ -45,10 +49,12 @@ __all__ = [
     "Design",
     "Model",
     "__version__",
+    "crossvalidate",
     "decode",
     "design",
     "errors",
     "evaluate",
+    "intervals",
     "measure",
     "pl",
     "pooled",

@@ -18,6 +18,7 @@ __all__ = [
     "BLOCK_ROWS",
     "Table",
     "align",
+    "annotation",
     "blocks",
     "choice",
     "dense",
@@ -128,6 +129,24 @@ def align(wanted: Sequence[str], held: Sequence[str], *, wanted_by: str, held_by
     return position
 
 
+def annotation(data: Any, column: Any, *, what: str) -> pd.Series[Any]:
+    """One value a cell: a column of obs by its name, or the values themselves; `what` names it in messages."""
+    n = data.shape[0]
+    if isinstance(column, str):
+        obs = data.obs if isinstance(data, AnnData) else pd.DataFrame(index=range(n))
+        if column not in obs:
+            held = list(map(str, obs.columns))
+            raise InputError(
+                f"{what}={column!r} is no column of the reference's obs, which has {held or 'none'}; name one of them, or "
+                "pass one value per cell"
+            )
+        return obs[column]
+    values = pd.Series(list(column), dtype=object)
+    if len(values) != n:
+        raise InputError(f"{what} has {len(values)} values for {n} cells; give one per cell of the reference, in order")
+    return values
+
+
 def table(data: Any, *, what: str, layer: str | None = None, column: str = "gene") -> Table:
     """Matrix and names of an AnnData, DataFrame, array or sparse matrix; no look at the values yet."""
     if isinstance(data, AnnData):
@@ -149,6 +168,10 @@ def table(data: Any, *, what: str, layer: str | None = None, column: str = "gene
                 )
             X, rows, columns = data.to_numpy(), list(map(str, data.index)), list(map(str, data.columns))
         else:
+            if not (sparse.issparse(data) or hasattr(data, "__array__") or isinstance(data, (list, tuple))):
+                raise InputError(
+                    f"{what} is a {type(data).__name__}; expected an AnnData, DataFrame, array or sparse matrix"
+                )
             X = data if sparse.issparse(data) else np.asarray(data)
             if X.ndim != 2:
                 raise InputError(f"{what} has shape {X.shape}; expected two dimensions, cells x {column}s")

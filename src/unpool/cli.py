@@ -265,19 +265,23 @@ def _noise_value(value: str | None) -> float | str | None:
 @main.command(context_settings=EXAMPLES)
 @click.argument("pooled", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), help="Cells with every gene measured (h5ad, csv).")
-@click.option("--method", default="auto", show_default=True, help="auto, mixture, gaussian or minimum_norm.")
+@click.option(
+    "--method", default="auto", show_default=True, help="auto, mixture, gaussian, minimum_norm, nuclear_norm or als."
+)
+@click.option("--rank", type=int, help="Number of factors of als.")
 @click.option(
     "--noise-var", metavar="V|recorded", help="Noise variance, or what `measure` recorded; default: estimated."
 )
 @_noise
 @click.option("--no-sd", is_flag=True, help="Leave out the error bars (faster, half the memory).")
+@click.option("--allow-unconverged", is_flag=True, help="Exit 0 although a solver stopped before its tolerance.")
 @click.option("--layer", metavar="NAME", help="Layer of the reference to use instead of X.")
 @_seed
 @_output("Where to write the decoded cells (h5ad).")
 @_common
 def decode(
-    pooled: Path, reference: Path | None, method: str, noise_var: str | None, noise_stage: str, no_sd: bool,
-    layer: str | None, seed: int, output: Path, as_json: bool, quiet: bool,
+    pooled: Path, reference: Path | None, method: str, rank: int | None, noise_var: str | None, noise_stage: str,
+    no_sd: bool, allow_unconverged: bool, layer: str | None, seed: int, output: Path, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Recover every gene of every cell from the pools.
 
@@ -285,7 +289,7 @@ def decode(
     unpool decode pooled.h5ad --reference reference.h5ad -o decoded.h5ad
     """
     decoded = up.decode(
-        io.read_h5ad(pooled), None if reference is None else io.read_cells(reference), method=method,
+        io.read_h5ad(pooled), None if reference is None else io.read_cells(reference), method=method, rank=rank,
         noise_var=_noise_value(noise_var), noise_stage=noise_stage, sd=not no_sd, layer=layer, rng=seed,
     )  # fmt: skip
     io.write_h5ad(decoded, output)
@@ -303,6 +307,8 @@ def decode(
         as_json=as_json,
         quiet=quiet,
     )
+    if not record.get("converged", True) and not allow_unconverged:
+        click.get_current_context().exit(3)
 
 
 def _optional(path: Path | None, read: Callable[[Path], Any]) -> Any:

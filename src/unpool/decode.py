@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +13,25 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from unpool._validate import align, blocks, choice, dense, expression, intensities
+from unpool._validate import align, annotation, blocks, choice, dense, expression, generator, integer, intensities
 from unpool.design import Design
-from unpool.errors import InputError, NotIdentifiableError, UnpoolWarning
+from unpool.errors import InputError, NotConvergedWarning, NotIdentifiableError, UnpoolWarning
+from unpool.intervals import Calibration
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 
 if TYPE_CHECKING:
     from unpool.model import Model
 
-__all__ = ["METHODS", "decode"]
+__all__ = ["METHODS", "decode", "learn"]
 
-METHODS = ("auto", "mixture", "gaussian", "minimum_norm")
+METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
+CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
+DOUBLE_DIPPING = (
+    "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
+    "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
+    "on measured pools, or on cells and genes that the clustering did not use."
+)
+_WITHOUT_REFERENCE = ("minimum_norm", "nuclear_norm", "als")
 
 
 def decode(
@@ -29,9 +39,13 @@ def decode(
     reference: Any = None,
     *,
     method: str = "auto",
+    rank: int | None = None,
     noise_var: float | str | ArrayLike | None = None,
     noise_stage: str = "pool",
     sd: bool = True,
+    crossfit: bool = True,
+    reference_label: Any = None,
+    reference_group: Any = None,
     layer: str | None = None,
     rng: Any = 0,
     n_threads: int | None = None,
@@ -47,8 +61,12 @@ def decode(
         `Model`. Genes are matched by name; genes that the design lacks are left out.
     method
         "mixture" (needs a reference): posterior mean and standard deviation under a bag of mixtures. "gaussian" (needs a
-        reference): the same with one Gaussian, which is the best linear decoder. "minimum_norm": D P⁺, nothing beyond the
-        pools' span. "auto": mixture with a reference, otherwise an error that says what would do.
+        reference): the same with one Gaussian, which is the best linear decoder. Without a reference: "minimum_norm" (D P⁺),
+        "nuclear_norm" (least nuclear norm, nonnegative, with a certificate), "als" (nonnegative factors of a given rank);
+        with one design they know nothing beyond the pools' span. "auto": mixture with a reference, otherwise an error that
+        says what would do.
+    rank
+        Number of factors of "als".
     noise_var
         Noise variance: None (estimated), a number, one per pool (per gene where the noise comes before pooling), the
         pools x pools covariance, or "recorded" (what `measure` wrote).
@@ -56,6 +74,18 @@ def decode(
         "pool" (detector) or "expression" (before pooling).
     sd
         Whether to return the posterior standard deviation, layers["sd"].
+    crossfit
+        Whether to hold reference cells out in turn, measure them in simulation (the same design and noise) and decode them
+        by small models of the others. It calibrates layers["sd"] and `intervals` per gene, and tells before any truth how
+        well each gene can be expected to be decoded, var["expected_pearson"]. Costs three small fits (five for at most
+        1,000 cells) and the decoding of at most 6,000 cells, whatever the number of cells in the pools. Takes at least 20
+        cells as reference; a Model cannot be cross-fitted.
+    reference_label
+        Column of the reference's obs (or one label a cell), e.g. "cell_type": adds obs["unpool_label"] and
+        obsm["unpool_label_probability"] to the answer.
+    reference_group
+        Column of the reference's obs (or one value a cell), e.g. "donor": whole groups are held out in turn, so that
+        intervals and expected accuracies are those of a new group.
     layer
         Layer of the reference to use instead of X.
     rng
@@ -68,7 +98,8 @@ def decode(
     AnnData
         X: cells x genes, float32, linear scale of the reference; layers["sd"]; obs, obsm, obsp and uns of the pooled data;
         obs["unpool_misfit"] (about 0 ± 1 for cells that the model explains); var["resolution"] (share of the gene's
-        variance that the measurement determines, 0 to 1); varm["design"]; uns["unpool"] (what was done).
+        variance that the measurement determines, 0 to 1); var["expected_pearson"]; varm["design"]; uns["unpool"] (what was
+        done; "labels" names the columns of the label probabilities).
 
     Raises
     ------
@@ -76,6 +107,13 @@ def decode(
         method="auto" without a reference: one design determines nothing beyond the pools' span.
     InputError
         For input that cannot be used; the message names the item and the remedy.
+
+    Warns
+    -----
+    NotConvergedWarning
+        When a solver stopped before its tolerance: with the value, the tolerance and the remedy.
+    UnpoolWarning
+        For genes in no pool, and for methods that guess beyond what the pools determine.
 
     Notes
     -----
@@ -102,20 +140,22 @@ def decode(
     if method == "auto":
         method = _choose(design, reference)
     if method == "minimum_norm":
-        result, record = (
-            _minimum_norm(D, design, index),
-            {"status": "solved: nothing beyond the pools' span is determined"},
-        )
+        result, record = _minimum_norm(D, design, index)
+    elif method in _WITHOUT_REFERENCE:
+        result, record = _solved(D, design, index, method, rank, noise_var, noise_stage, rng)
+    elif reference is None:
+        raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
-        if reference is None:
-            raise InputError(
-                f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess'
-            )
-        model = _model(reference, design, method, layer, rng, n_threads)
-        result, record = _posterior(model, D, design, index, noise_var, noise_stage, sd, n_threads)
-    notes = _unmeasured(design, method)
+        seed = generator(rng)
+        learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
+        result, record = _posterior(learned.model, D, design, index, noise_var, noise_stage, sd, n_threads)
+        if sd or crossfit:
+            _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
+    notes = [*_unmeasured(design, method), *_undetermined(result, design, method)]
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
+    if not record.get("converged", True):
+        warnings.warn(f"{method}: {record['status']}", NotConvergedWarning, stacklevel=2)
     return _annotate(result, pooled, design, record | {"method": method, "warnings": notes, "seed": str(rng)})
 
 
@@ -134,26 +174,83 @@ def _choose(design: Design, reference: Any) -> str:
     )
 
 
-def _model(reference: Any, design: Design, method: str, layer: str | None, rng: Any, n_threads: int | None) -> Model:
-    """Return the model of the design's genes, in the design's order.
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A model of the design's genes in the design's order, and what to learn smaller ones from."""
 
-    It is fitted to the genes in the order of their names, so that the order of a design is only an order.
-    """
+    model: Model
+    cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
+    groups: Any = None
+    fit: Callable[[NDArray[np.float64]], Model] | None = None
+
+
+def learn(
+    reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
+    n_threads: int | None,
+) -> Learned:  # fmt: skip
+    """Learn from the genes in the order of their names, so that the order of a design is only an order."""
     from unpool.model import Model
 
     if isinstance(reference, Model):
-        model = reference
+        align(design.genes, reference.genes, wanted_by="the design", held_by="the model")
+        if group is not None or (label is not None and reference.labels is None):
+            raise InputError(
+                "the reference is a Model, which holds no cells: pass the cells to use reference_group=, and cells or "
+                "Model.from_cells(cells, label=...) to use reference_label="
+            )
+        return Learned(reference.subset(design.genes))
+    t = expression(reference, what="the reference", layer=layer)
+    genes = sorted(design.genes)
+    columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
+    cells = dense(t.X)[:, columns]
+    labels = None if label is None else annotation(reference, label, what="reference_label")
+    groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
+    if method == "gaussian":
+        model = Model._gaussian(cells, genes, rng=rng)
+        return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
+    model = Model._from_array(cells, genes, label=labels, rng=rng, n_threads=n_threads)
+
+    def fit(X: NDArray[np.float64]) -> Model:
+        return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, n_threads=n_threads)
+
+    return Learned(model.subset(design.genes), cells, groups, fit)
+
+
+def _calibrate(
+    result: AnnData, record: dict[str, Any], learned: Learned, design: Design, index: NDArray[np.intp],
+    rng: np.random.Generator | None, n_threads: int | None,
+) -> None:  # fmt: skip
+    """Scale the sd, and write the table of intervals and the expected accuracy: from reference cells held out in turn.
+
+    Without cells to hold out, intervals are normal.
+    """
+    from unpool.model import crossfit
+
+    held, sd = None, "sd" in result.layers
+    why = "crossfit=False" if rng is None else "a Model holds no cells to hold out"
+    if rng is not None and learned.cells is not None and learned.fit is not None:
+        why = "too few reference cells (or groups) to hold out"
+        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
+        used, count = np.unique(index, return_counts=True)
+        keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
+        designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
+        held = crossfit(
+            learned.cells, designs, list(count / count.sum()), learned.fit, groups=learned.groups, sd=sd, rng=rng,
+            n_threads=n_threads,
+        )  # fmt: skip
+    if held is None:
+        calibration = Calibration.normal(design.n_genes, f"normal distribution, not calibrated: {why}")
     else:
-        t = expression(reference, what="the reference", layer=layer)
-        genes = sorted(design.genes)
-        columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
-        cells = pd.DataFrame(dense(t.X)[:, columns], index=pd.Index(t.rows), columns=pd.Index(genes))
-        if method == "gaussian":
-            model = Model._gaussian(cells.to_numpy(), genes, rng=rng)
-        else:
-            model = Model.from_cells(cells, rng=rng, n_threads=n_threads)
-    align(design.genes, model.genes, wanted_by="the design", held_by="the model")
-    return model.subset(design.genes)
+        own = np.argsort(by_name)
+        what = f"{len(held.truth):,} reference cells held out in {held.n_folds} folds"
+        result.var["expected_pearson"] = held.pearson()[own]
+        if held.sd is not None:
+            ratio = held.sd_ratio()
+            result.layers["sd"] *= ratio[own].astype(np.float32)
+            source = f"{what}{' of whole groups' if learned.groups is not None else ''}"
+            calibration = Calibration.fit(held.truth[:, own], held.mean[:, own], (held.sd * ratio)[:, own], source)
+    if sd:
+        record["intervals"] = calibration.record(design.genes)
 
 
 def _posterior(
@@ -165,6 +262,7 @@ def _posterior(
     mean = np.empty((n, g), dtype=np.float32)
     deviation = np.empty((n, g), dtype=np.float32) if sd else None
     misfit = np.empty(n, dtype=np.float32)
+    called = None if model.labels is None else np.empty((n, len(model.labels.names)), dtype=np.float32)
     resolution = np.zeros(g)
     record: dict[str, Any] = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage}
     for b in np.unique(index):
@@ -181,6 +279,8 @@ def _posterior(
         if deviation is not None:
             deviation[mine] = answer.sd
         misfit[mine] = answer.misfit
+        if called is not None:
+            called[mine] = answer.labels
         resolution += mine.mean() * model.resolution(P, R)
         record["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}"] = R
     result = AnnData(
@@ -190,11 +290,14 @@ def _posterior(
     )
     if deviation is not None:
         result.layers["sd"] = deviation
+    if called is not None and model.labels is not None:
+        result.obsm["unpool_label_probability"] = called
+        record["labels"] = np.array(model.labels.names, dtype=object)
     return result, record | {"status": "solved"}
 
 
-def _minimum_norm(D: Any, design: Design, index: NDArray[np.intp]) -> AnnData:
-    """D P⁺, block by block; resolution: the squared length of each gene's axis inside the pools' span."""
+def _minimum_norm(D: Any, design: Design, index: NDArray[np.intp]) -> tuple[AnnData, dict[str, Any]]:
+    """D P⁺, block by block."""
     inverses = [np.linalg.pinv(P) for P in design.matrices]
     X = np.empty((D.shape[0], design.n_genes), dtype=np.float32)
     for rows in blocks(D.shape[0]):
@@ -202,9 +305,59 @@ def _minimum_norm(D: Any, design: Design, index: NDArray[np.intp]) -> AnnData:
         for b in np.unique(index[rows]):
             mine = index[rows] == b
             X[rows][mine] = block[mine] @ inverses[b]
+    status = "solved: nothing beyond the pools' span is determined"
+    return AnnData(X, var=_span_share(design, index)), {"status": status}
+
+
+def _solved(
+    D: Any, design: Design, index: NDArray[np.intp], method: str, rank: int | None, noise_var: Any, noise_stage: str, rng: Any
+) -> tuple[AnnData, dict[str, Any]]:  # fmt: skip
+    """Answer of an iterative solver, and how it ended. All cells are in memory: cells x genes, float64."""
+    from unpool import solvers
+
     used = np.unique(index)
-    resolution = np.mean([np.sum(design.matrices[b] * inverses[b].T, axis=1) for b in used], axis=0)
-    return AnnData(X, var=pd.DataFrame({"resolution": np.clip(resolution, 0.0, 1.0)}, index=pd.Index(design.genes)))
+    rows = [np.flatnonzero(index == b) for b in used]
+    channels = [design.matrices[b].any(axis=0) for b in used]
+    Ds = [dense(D, r)[:, c] for r, c in zip(rows, channels, strict=True)]
+    Ps = [design.matrices[b][:, c] for b, c in zip(used, channels, strict=True)]
+    if method == "als":
+        if rank is None:
+            raise InputError(f'method="als" needs rank=, the number of factors: try {min(10, design.n_pools - 1)}')
+        solution = solvers.als(Ds, Ps, integer(rank, "rank"), rng=generator(rng))
+    else:
+        R: Any = None
+        if noise_var is not None:
+            every = [design_noise(noise_var, noise_stage, design, int(b)) for b in used]
+            each = [r[np.ix_(c, c)] for r, c in zip(every, channels, strict=True)]
+            R = each if len(each) > 1 else each[0]
+        solution = solvers.nuclear_norm(Ds, Ps, noise_var=R)
+    X = np.empty((D.shape[0], design.n_genes), dtype=np.float32)
+    X[np.concatenate(rows)] = solution.X
+    record = {k: getattr(solution, k) for k in ("status", "converged", "objective", "residual", "gap", "n_iter")}
+    return AnnData(X, var=_span_share(design, index)), {k: v for k, v in record.items() if v is not None}
+
+
+def _span_share(design: Design, index: NDArray[np.intp]) -> pd.DataFrame:
+    """Resolution without a prior: the squared length of each gene's axis inside the span of a cell's pools."""
+    each = [np.sum(P * np.linalg.pinv(P).T, axis=1) for P in design.matrices]
+    share = np.bincount(index, minlength=design.n_designs) / len(index)
+    return pd.DataFrame({"resolution": np.clip(share @ each, 0.0, 1.0)}, index=pd.Index(design.genes))
+
+
+def _undetermined(result: AnnData, design: Design, method: str) -> list[str]:
+    """What a method without a reference leaves undetermined."""
+    if method not in ("nuclear_norm", "als"):
+        return []
+    resolution = result.var["resolution"]
+    beyond = (
+        "with one design nothing beyond the pools' span is determined"
+        if design.n_designs == 1
+        else "what the designs determine together, beyond each cell's own pools, is not judged here"
+    )
+    return [
+        f"{method} without a reference: {beyond}. A cell's pools determine {resolution.mean():.0%} of a gene on average "
+        f"(least: {resolution.idxmin()}, {resolution.min():.0%}; all in var['resolution']); pass reference= for more"
+    ]
 
 
 def _unmeasured(design: Design, method: str) -> list[str]:
@@ -212,7 +365,8 @@ def _unmeasured(design: Design, method: str) -> list[str]:
     if not genes:
         return []
     shown = ", ".join(genes[:5]) + (", ..." if len(genes) > 5 else "")
-    how = "set to zero" if method == "minimum_norm" else "inferred from the genes that go with them in the reference"
+    guessed = method in _WITHOUT_REFERENCE
+    how = "not determined at all" if guessed else "inferred from the genes that go with them in the reference"
     return [f"{len(genes)} of {design.n_genes} genes are in no pool ({shown}): they are {how}"]
 
 
@@ -222,8 +376,12 @@ def _annotate(result: AnnData, pooled: AnnData, design: Design, record: dict[str
     result.obs = pooled.obs.copy()
     if misfit is not None:
         result.obs["unpool_misfit"] = misfit.to_numpy()
+    probability = result.obsm.get("unpool_label_probability")
+    if probability is not None:
+        most_likely = np.argmax(probability, axis=1)
+        result.obs["unpool_label"] = pd.Categorical.from_codes(most_likely, categories=pd.Index(record["labels"]))
     for key in ("obsm", "obsp"):
-        getattr(result, key).update(dict(getattr(pooled, key)))
+        getattr(result, key).update({k: v for k, v in getattr(pooled, key).items() if k not in getattr(result, key)})
     for name, P in zip(
         ["design"] if design.n_designs == 1 else [f"design_{b}" for b in range(design.n_designs)],
         design.matrices,
@@ -233,5 +391,12 @@ def _annotate(result: AnnData, pooled: AnnData, design: Design, record: dict[str
     result.uns.update({k: v for k, v in pooled.uns.items() if k != "unpool"})
     text = {k: np.array(v, dtype=object) for k, v in (("pools", design.pools), ("designs", design.names))}
     versions = {p: version(p) for p in ("unpool", "numpy", "scipy", "anndata", "scikit-learn", "numba")}
-    result.uns["unpool"] = {"kind": "decoded", **record, **text, "design_digest": design.digest, "versions": versions}
+    result.uns["unpool"] = {
+        "kind": "decoded",
+        "note": DOUBLE_DIPPING,
+        **record,
+        **text,
+        "design_digest": design.digest,
+        "versions": versions,
+    }
     return result

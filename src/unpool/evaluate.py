@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from unpool._validate import Table, align, blocks, dense, expression, intensities, table
 from unpool.design import Design
 from unpool.errors import InputError
+from unpool.intervals import Calibration
 from unpool.io import write_csv
 from unpool.measure import design_noise, recorded_design, recorded_noise
 
-__all__ = ["BASELINES", "Scores", "evaluate", "matched_cells"]
+__all__ = ["BASELINES", "Scores", "evaluate", "matched_cells", "pearson"]
 
 # name in columns and summaries -> what a reader sees
 BASELINES = {
@@ -28,7 +29,6 @@ BASELINES = {
     "linear": "one Gaussian (linear)",
     "neighbours": "nearest neighbours",
 }
-Z_90 = 1.645  # standard normal quantile of the two-sided 90 % interval
 N_NEIGHBOURS = 15
 _NOISE_SEED = 0  # of the neighbours' simulated pools: a baseline must not depend on luck that the user can draw again
 
@@ -45,7 +45,8 @@ class Scores:
     ----------
     genes
         One row a gene: ``pearson``, ``spearman``, ``relative_error`` (‖x - x̂‖ / ‖x‖), ``coverage_90`` (share of cells
-        inside the 90 % interval, where there is an sd), and ``pearson_<baseline>``, ``relative_error_<baseline>``.
+        inside the 90 % interval of `intervals`, where there is an sd), ``expected_pearson`` (what `decode` promised before
+        any truth), and ``pearson_<baseline>``, ``relative_error_<baseline>``.
     cells
         One row a cell: ``pearson`` over the genes, and ``pearson_<baseline>``.
     summary
@@ -80,6 +81,11 @@ class Scores:
             lines.append(
                 f"The 90 % intervals hold {s['coverage_90_mean']:.1%} of the true values "
                 f"(furthest off: {s['coverage_90_worst_gene']}, {s['coverage_90_worst']:.1%})."
+            )
+        if "expected_pearson_mean" in s:
+            lines.append(
+                f"Expected before any truth: a mean of {s['expected_pearson_mean']:.3f} "
+                f"(off by {s['expected_pearson_off']:.3f} per gene)."
             )
         if s["constant_genes"]:
             shown = ", ".join(s["constant_genes"][:5]) + (", ..." if len(s["constant_genes"]) > 5 else "")
@@ -138,6 +144,7 @@ def evaluate(
     columns = align(answer.columns, true.columns, wanted_by="the decoded data", held_by="the truth")
     rows = matched_cells(answer.rows, true.rows, "the truth")
     sd = _standard_deviation(decoded)
+    calibration = None if sd is None else Calibration.of(decoded)
 
     D, index, baselines = _baselines(decoded, answer, pooled, reference, (true, columns, rows), layer)
     n_cells, n_genes = answer.X.shape
@@ -158,9 +165,9 @@ def evaluate(
         for name, Z in predictions.items():
             moments[name].add(X, Z)
             by_cell[name][block] = _of_rows(X, Z)
-        if sd is not None:
-            half = Z_90 * dense(sd, block)
-            inside += ((np.maximum(Y - half, 0.0) <= X) & (X <= Y + half)).sum(axis=0)
+        if calibration is not None:
+            lower, upper = calibration.ends(Y, dense(sd, block), 0.9)
+            inside += ((lower <= X) & (X <= upper)).sum(axis=0)
 
     genes = pd.DataFrame(index=pd.Index(answer.columns, name="gene"))
     genes["pearson"] = moments[""].pearson()
@@ -168,6 +175,8 @@ def evaluate(
     genes["relative_error"] = moments[""].relative_error()
     if sd is not None:
         genes["coverage_90"] = inside / n_cells
+    if isinstance(decoded, AnnData) and "expected_pearson" in decoded.var:
+        genes["expected_pearson"] = decoded.var["expected_pearson"].to_numpy(dtype=np.float64)
     for name in baselines:
         genes[f"pearson_{name}"] = moments[name].pearson()
         genes[f"relative_error_{name}"] = moments[name].relative_error()
@@ -237,11 +246,25 @@ def _correlation(flat: NDArray[np.bool_], xx: Floats, yy: Floats, xy: Floats) ->
     return np.where(flat, 0.0, np.clip(xy / scale, -1.0, 1.0))
 
 
+def pearson(truth: Floats, answer: Floats) -> Floats:
+    """Pearson correlation of every gene (column); 0 where truth or answer does not vary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from unpool.evaluate import pearson
+    >>> truth = np.array([[1.0, 4.0], [2.0, 4.0], [4.0, 4.0]])
+    >>> pearson(truth, 3 * truth + 1).round(12).tolist()
+    [1.0, 0.0]
+    """
+    moments = _Moments(truth.shape[1])
+    moments.add(truth, answer)
+    return moments.pearson()
+
+
 def _of_rows(X: Floats, Y: Floats) -> Floats:
     """Pearson correlation of each row of X with the same row of Y."""
-    moments = _Moments(len(X))
-    moments.add(X.T, Y.T)
-    return moments.pearson()
+    return pearson(X.T, Y.T)
 
 
 def _spearman(answer: Any, true: Any, rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Floats:
@@ -411,6 +434,9 @@ def _summary(
         worst = str((genes["coverage_90"] - 0.9).abs().idxmax())
         s["coverage_90_mean"] = float(genes["coverage_90"].mean())
         s["coverage_90_worst"], s["coverage_90_worst_gene"] = float(genes["coverage_90"][worst]), worst
+    if "expected_pearson" in genes:
+        s["expected_pearson_mean"] = float(genes["expected_pearson"].mean())
+        s["expected_pearson_off"] = float((genes["expected_pearson"] - genes["pearson"]).abs().mean())
     s["cell_pearson_mean"], s["cell_pearson_median"] = float(cells["pearson"].mean()), float(cells["pearson"].median())
     s["constant_genes"] = constant
     s["baselines"] = {name: _of_column(genes, f"_{name}") for name in baselines}

@@ -1,4 +1,4 @@
-"""Plots: each draws on the Axes that it is given (or on a new one) and returns it; nothing is computed here."""
+"""Plots: each draws on the Axes that it is given (or on a new one) and returns it; nothing is fitted here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from anndata import AnnData
 
 from unpool._validate import align, dense, table
-from unpool.evaluate import BASELINES, Z_90, Scores, matched_cells
+from unpool.evaluate import BASELINES, Scores, matched_cells
+from unpool.intervals import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,8 +153,9 @@ def genes(decoded: AnnData, truth: Any, gene: str, *, layer: str | None = None, 
     y = dense(decoded.X[:, j])[:, 0]
     many = len(x) > _VECTORS_SHOWN // 20
     if "sd" in decoded.layers:
-        half = Z_90 * dense(decoded.layers["sd"][:, j])[:, 0]
-        ax.vlines(x, np.maximum(y - half, 0), y + half, color=ACCENT, alpha=0.13, linewidth=0.8, rasterized=many)
+        lower, upper = intervals(decoded[:, j])
+        ends = lower.to_numpy()[:, 0], upper.to_numpy()[:, 0]
+        ax.vlines(x, *ends, color=ACCENT, alpha=0.13, linewidth=0.8, rasterized=many)
     ax.scatter(x, y, s=9, color=ACCENT, alpha=0.6, linewidths=0, rasterized=many, zorder=3)
     end = 1.04 * max(float(x.max()), float(y.max())) or 1.0
     ax.plot([0, end], [0, end], color=INK, linewidth=0.8, zorder=2)

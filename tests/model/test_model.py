@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 import unpool as up
 from unpool.errors import FileError, InputError
 from unpool.kernels.blocks import map_blocks, spawn
 from unpool.model import Model
+from unpool.model._mixture import Mixture
 
 
 def cells(n, g=12, seed=0):
@@ -108,6 +110,24 @@ def test_number_of_threads_changes_no_byte():
         assert other.misfit.tobytes() == answers[0].misfit.tobytes()
     other_seed = Model._from_array(X[:300], genes, rng=1).posterior(D, P, noise_var=1.0)
     assert other_seed.mean.tobytes() != answers[0].mean.tobytes()
+
+
+def test_threads_of_the_linear_algebra_change_no_byte():
+    rng = np.random.default_rng(0)
+    X = rng.gamma(1.0, rng.gamma(1.0, 1.0, size=(3, 300))[rng.integers(3, size=900)])
+    P = rng.random((300, 40))
+    answers, products = [], []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads, user_api="blas"):
+            products.append((X.T @ X).tobytes())
+            for make in (Model._from_array, Model._gaussian):
+                model = make(X[:600], [f"g{j}" for j in range(300)])
+                x = model.posterior(X[600:] @ P, P, noise_var=1.0)
+                more = [model.estimate_noise(X[600:] @ P, P), model.covariance(), model.sample(50, rng=0)]
+                answers.append(b"".join(a.tobytes() for a in [x.mean, x.sd, *more]))
+    assert answers[:2] == answers[2:]
+    if products[0] == products[1]:
+        pytest.skip("the BLAS here gives the same bytes on any number of threads, so this shows nothing")
 
 
 def test_blocks_are_cut_and_seeded_alike():
@@ -229,6 +249,16 @@ def test_resolution_is_a_share_that_grows_with_what_is_measured(setup):
     assert (model.resolution(P, 100 * noise) < share + 0.02).all()
     assert model.resolution(np.eye(12), np.zeros((12, 12))).min() > 0.999
     assert model.resolution(np.zeros((12, 1)), np.zeros((1, 1))).max() < 1e-6
+
+
+def test_resolution_of_one_gaussian_is_its_closed_form():
+    rng = np.random.default_rng(0)
+    A, P = rng.standard_normal((5, 5)), rng.random((5, 3))
+    S, R = A @ A.T, 0.5 * np.eye(3)
+    model = Model(list("abcde"), [Mixture.of_moments([1.0], np.full(5, 100.0), [S])], nu=np.inf)
+    by_hand = [np.diag(S @ P @ np.linalg.solve(P.T @ S @ P + k * R, P.T @ S)) / np.diag(S) for k in (1, 4)]
+    assert np.allclose(model.resolution(P, R), by_hand[0], atol=0.03)
+    assert not np.allclose(model.resolution(P, R), by_hand[1], atol=0.03)
 
 
 def test_gaussian_is_the_linear_posterior():

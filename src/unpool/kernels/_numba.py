@@ -1,4 +1,4 @@
-"""`njit` as every kernel uses it: cached on disk where that is possible, free of the GIL."""
+"""What kernels share: `njit`, cached on disk where possible and free of the GIL; the types of their arrays; a norm."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["njit"]
+__all__ = ["Floats", "Ints", "Mask", "Singles", "njit", "norm"]
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,7 +28,8 @@ def njit(**options: Any) -> Callable[[Function], Function]:
 
     A read-only installation, a zip file or a frozen program has no place for the cache; numba then refuses to decorate
     at all, and we compile anew in each process instead; so we do where the disk is full. The cache notices a change in the
-    kernel's own file only: kernels that call each other share a file.
+    kernel's own file only, so kernels that call each other share a file. In kernels, a loop compiles faster than an array
+    expression: above all `a[:] = b`, whose error message alone costs a second.
     """
     options = {"nogil": True, "error_model": "numpy"} | options
 
@@ -54,3 +62,19 @@ def _survive_a_full_disk(compiled: Any) -> None:
             logging.getLogger("unpool").debug("the compiled %s is not cached: %s", compiled.__name__, error)
 
     cache.save_overload = save_if_possible
+
+
+@njit(fastmath={"contract", "reassoc"})
+def norm(v: Floats) -> float:
+    """Euclidean norm, also where squares overflow or vanish."""
+    total, top = 0.0, 0.0
+    for k in range(len(v)):
+        total += v[k] * v[k]
+    if 1e-280 < total < 1e280:
+        return float(np.sqrt(total))
+    for k in range(len(v)):
+        top = max(top, abs(v[k]))
+    total = 0.0
+    for k in range(len(v)):
+        total += (v[k] / top) ** 2
+    return float(top * np.sqrt(total)) if top > 0 else 0.0

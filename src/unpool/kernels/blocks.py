@@ -8,14 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  numba's products use this BLAS: it must be here when threads are limited
 from threadpoolctl import threadpool_limits
 
-from unpool._validate import BLOCK_ROWS, blocks
+from unpool._validate import BLOCK_ROWS, blocks, integer
 
-__all__ = ["BLOCK_ROWS", "blocks", "map_blocks", "map_threads", "spawn"]
+__all__ = ["BLOCK_ROWS", "blocks", "map_blocks", "map_threads", "one_thread", "spawn"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def one_thread() -> threadpool_limits:
+    """Context in which BLAS and OpenMP use one thread, so that sums are always made in the same order."""
+    return threadpool_limits(1)
 
 
 def map_threads(
@@ -36,8 +42,8 @@ def map_threads(
             return function(item)
 
     items = list(items)
+    n = min(len(items), _cores() if n_threads is None else integer(n_threads, "n_threads"))
     with threadpool_limits(1, user_api="blas"):
-        n = min(len(items), n_threads or _cores())
         if n <= 1:
             return [alone(item) for item in items]
         with ThreadPoolExecutor(n) as pool:

@@ -120,7 +120,8 @@ def condition(
 
     Notes
     -----
-    Cost: components * (20 pools³ + 2 genes * pools²); memory 12 * components * pools * (genes + pools) bytes.
+    Cost: components * (20 pools³ + 2 genes * pools²); memory 12 * components * pools * (genes + pools) bytes, and as much
+    again while it runs.
     """
     K, m = pool_means.shape
     sizes = np.ones(1) if sizes is None else np.asarray(sizes, dtype=np.float64)
@@ -216,8 +217,7 @@ def posterior_moments(
     that are not negligible. With spread d between the component means of a cell, the mean changes by at most
     2 * dropped * d.
     """
-    n, m = D.shape
-    g = members[0].means.shape[1]
+    n, g = len(D), members[0].means.shape[1]
     centre = np.zeros(g) if centre is None else centre
     mean = np.zeros((n, g))
     square = np.zeros((n, g) if second else (0, g))

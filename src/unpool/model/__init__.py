@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from unpool.model._crossfit import HeldOut, crossfit
 from unpool.model._model import Model
 from unpool.model._posterior import Posterior
 
-__all__ = ["Model", "Posterior"]
+__all__ = ["HeldOut", "Model", "Posterior", "crossfit"]

@@ -12,7 +12,7 @@ from unpool.kernels.mixture import sparse_responsibilities
 from unpool.model._mixture import Array, Mixture
 from unpool.model._posterior import see
 
-__all__ = ["SAMPLE", "adapted"]
+__all__ = ["SAMPLE", "adapted_weights"]
 
 SAMPLE = 5000  # pooled cells that adaptation looks at, evenly strided
 PRIOR_CELLS = 1.0  # a component's old weight counts as much as this many cells, times the number of components
@@ -20,15 +20,15 @@ STEPS = 20
 TRUST = 3.0  # a member's share grows with exp(this * its mean log density of a cell)
 
 
-def adapted(
+def adapted_weights(
     members: Sequence[Mixture],
     shares: Array,
     nu: float,
     batches: Sequence[tuple[Array, Array, Array]],
     *,
     n_threads: int | None = None,
-) -> tuple[list[Mixture], Array, float]:
-    """Members with weights learned by EM from pooled cells, their shares, and the mean log density gained a cell.
+) -> tuple[list[Array], Array, float]:
+    """Weights (components x sizes, one array a member) learned by EM from pooled cells, shares of the members, and the mean log density gained a cell.
 
     Reference and pooled cells often hold the same types in other proportions. EM maximises the likelihood of the pools
     over the weights of all components and sizes, with a Dirichlet prior at the old weights; means and covariances stay.
@@ -60,11 +60,8 @@ def adapted(
     answers = map_threads(learned, range(len(members)), n_threads)
     evidence = np.array([before + gained for _, before, gained in answers])
     trust = np.asarray(shares) * np.exp(TRUST * (evidence - evidence.max()))
-    better = [
-        member.reweighted(weights.reshape(member.size_shares.shape))
-        for member, (weights, _, _) in zip(members, answers, strict=True)
-    ]
-    return better, trust / trust.sum(), float(np.mean([gained for _, _, gained in answers]))
+    weights = [w.reshape(member.size_shares.shape) for member, (w, _, _) in zip(members, answers, strict=True)]
+    return weights, trust / trust.sum(), float(np.mean([gained for _, _, gained in answers]))
 
 
 def _weights(r: sparse.csr_matrix, old: Array) -> tuple[Array, float]:

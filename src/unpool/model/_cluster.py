@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.cluster import KMeans
 
 __all__ = ["SCALES", "cluster", "coarse_types"]
 
@@ -73,8 +74,6 @@ def cluster(X: Array, scale: str, rng: np.random.Generator) -> NDArray[np.intp]:
     Cost: min(cells, 20,000) * K * genes a sweep, at most 100 sweeps. Duplicated cells can leave fewer clusters than asked
     for; scikit-learn warns then, which the caller silences.
     """
-    from sklearn.cluster import KMeans
-
     features = SCALES[scale](X)
     n = len(features)
     sample = features

@@ -11,6 +11,7 @@ import numpy as np
 
 from unpool.errors import FileError
 from unpool.io import existing, writing
+from unpool.model._labels import Labels
 from unpool.model._mixture import Mixture
 
 __all__ = ["read_arrays", "write_arrays"]
@@ -19,8 +20,9 @@ FORMAT = 1
 
 
 def write_arrays(
-    path: str | os.PathLike[str], genes: tuple[str, ...], nu: float, shares: Any, members: tuple[Mixture, ...]
-) -> None:
+    path: str | os.PathLike[str], genes: tuple[str, ...], nu: float, shares: Any, members: tuple[Mixture, ...],
+    labels: Labels | None = None,
+) -> None:  # fmt: skip
     """Write the parts of a model; the file takes its name only once it is complete on disk."""
     arrays: dict[str, Any] = {
         "unpool_model": np.array(FORMAT),
@@ -31,12 +33,17 @@ def write_arrays(
     }
     for b, member in enumerate(members):
         arrays |= {f"{b}/{f.name}": getattr(member, f.name) for f in fields(Mixture)}
+    if labels is not None:
+        arrays["labels"] = np.array(labels.names)
+        arrays |= {f"{b}/labels": shares for b, shares in enumerate(labels.compositions)}
     with writing(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], float, Any, tuple[Mixture, ...]]:
-    """Genes, degrees of freedom, shares and members of a model file."""
+def read_arrays(path: str | os.PathLike[str]) -> tuple[
+    tuple[str, ...], float, Any, tuple[Mixture, ...], Labels | None
+]:  # fmt: skip
+    """Genes, degrees of freedom, shares, members and labels of a model file."""
     path = existing(path)
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
@@ -49,7 +56,12 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[tuple[str, ...], float, A
                 Mixture(**{f.name: file[f"{b}/{f.name}"] for f in fields(Mixture)})
                 for b in range(int(file["n_members"]))
             )
-            return tuple(map(str, file["genes"])), float(file["nu"]), file["shares"], members
+            labels = None
+            if "labels" in file:
+                labels = Labels(
+                    tuple(map(str, file["labels"])), tuple(file[f"{b}/labels"] for b in range(len(members)))
+                )
+            return tuple(map(str, file["genes"])), float(file["nu"]), file["shares"], members, labels
     except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FileError):
             raise

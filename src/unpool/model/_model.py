@@ -9,20 +9,20 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from unpool._validate import align, choice, dense, expression, generator, integer, intensities, names
+from unpool._validate import align, annotation, choice, dense, expression, generator, integer, intensities, names
 from unpool.errors import InputError
-from unpool.kernels.blocks import map_threads
-from unpool.measure import (
-    NOISE_STAGES, covariance_root, design_noise, noise_covariance, recorded_design, recorded_noise,
-)  # fmt: skip
+from unpool.kernels.blocks import map_threads, one_thread
+from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 from unpool.model._adapt import SAMPLE as ADAPT_SAMPLE
-from unpool.model._adapt import adapted
-from unpool.model._cluster import SCALES, cluster, coarse_types
+from unpool.model._adapt import adapted_weights
+from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
+from unpool.model._labels import Labels, composition
 from unpool.model._mixture import Array, Mixture
 from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
@@ -40,7 +40,9 @@ class Model:
 
     Each *member* is one clustering of a reference, on another scale of the genes; each cluster is a component with its own
     weight, mean and shrunk covariance and Student tails. A cell is decoded by the mean over the members of their posterior
-    means. One member with one component and no tails is the linear decoder.
+    means. One member with one component and no tails is the linear decoder. What else a model may know (other sizes of a
+    type, mixtures of two types) are further components of its members; what it learns from pooled cells are their weights
+    and the members' shares: decoding needs nothing but these.
 
     Parameters
     ----------
@@ -52,6 +54,8 @@ class Model:
         Degrees of freedom of the components, > 2; infinity makes them Gaussian.
     shares
         Share of each member in the answer; equal by default.
+    labels
+        Label composition of the components, or None.
 
     Examples
     --------
@@ -64,7 +68,10 @@ class Model:
     (150, 12)
     """
 
-    def __init__(self, genes: Sequence[str], members: Sequence[Mixture], *, nu: float = NU, shares: Any = None) -> None:
+    def __init__(
+        self, genes: Sequence[str], members: Sequence[Mixture], *, nu: float = NU, shares: Any = None,
+        labels: Labels | None = None,
+    ) -> None:  # fmt: skip
         self.genes = tuple(names(genes, "gene"))
         self.members = tuple(members)
         self.nu = float(nu)
@@ -74,11 +81,13 @@ class Model:
             raise InputError(f"nu={nu!r}: expected more than 2 degrees of freedom, or infinity for Gaussian components")
         equal = np.full(len(self.members), 1 / len(self.members))
         self.shares: Array = equal if shares is None else np.asarray(shares, dtype=np.float64)
+        self.labels = labels
 
     @classmethod
     def from_cells(
-        cls, reference: Any, *, layer: str | None = None, rng: Any = 0, n_members: int = 6, n_threads: int | None = None
-    ) -> Model:
+        cls, reference: Any, *, layer: str | None = None, label: Any = None, rng: Any = 0, n_members: int = 4,
+        n_threads: int | None = None,
+    ) -> Model:  # fmt: skip
         """Learn from cells in which every gene was measured.
 
         Parameters
@@ -87,6 +96,8 @@ class Model:
             Cells x genes, linear scale, >= 0: AnnData, DataFrame, array or sparse matrix.
         layer
             Layer of an AnnData to use instead of X.
+        label
+            Column of the reference's obs, or one label a cell (cell types): the posterior then has the labels' probabilities.
         rng
             Seed of the clusterings.
         n_members
@@ -101,34 +112,51 @@ class Model:
         clusters * genes a k-means sweep, clusters = cells / 15 (4 to 400), and cells * genes² for the covariances.
         """
         table = expression(reference, what="the reference", layer=layer)
-        return cls._from_array(table.X, table.columns, rng=rng, n_members=n_members, n_threads=n_threads)
+        labels = None if label is None else annotation(reference, label, what="label")
+        return cls._from_array(table.X, table.columns, label=labels, rng=rng, n_members=n_members, n_threads=n_threads)
 
     @classmethod
     def _from_array(
-        cls, X: Any, genes: Sequence[str], *, rng: Any = 0, n_members: int = 6, extras: bool = True,
+        cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0, n_members: int = 4,
+        extras: bool = True,
         n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         from sklearn.exceptions import ConvergenceWarning
 
+        from unpool.model._cluster import SCALES, cluster, coarse_types  # scikit-learn: only fitting needs it
+
         rng = generator(rng)
         n_members = integer(n_members, "n_members")
-        X = _reference_cells(X, rng)
+        rows = _reference_rows(X.shape[0], rng)
+        X = dense(X, rows)
         scales = list(SCALES)
+        of_label = None if label is None else label.astype("category").cat
+        code = None if of_label is None else of_label.codes.to_numpy()[rows].astype(np.intp)
+        label_names = () if of_label is None else tuple(map(str, of_label.categories))
 
-        def member(job: tuple[int, np.random.Generator]) -> Mixture:
+        def member(job: tuple[int, np.random.Generator]) -> tuple[Mixture, Array | None]:
             number, seed = job
-            labels = cluster(X, scales[number % len(scales)], seed)
-            clusters = shrunk_mixture(X, labels)
+            clusters = cluster(X, scales[number % len(scales)], seed)
+            mixture = shrunk_mixture(X, clusters)
+            called = None if code is None else composition(clusters, code, len(label_names))
             if not extras:
-                return clusters
-            types = coarse_types(clusters.means, clusters.weights, X.std(axis=0), seed)
-            return with_extras(clusters, shrunk_mixture(X, types[labels]), types)
+                return mixture, called
+            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), seed)
+            types = type_of[clusters]
+            mixture = with_extras(mixture, shrunk_mixture(X, types), type_of)
+            if called is not None and code is not None:
+                of_type = composition(types, code, len(label_names))
+                i, j = (mixture.pairs - len(called)).T
+                called = np.concatenate([called, (of_type[i] + of_type[j]) / 2])
+            return mixture, called
 
         with warnings.catch_warnings():
             # duplicated cells leave fewer distinct points than clusters
             warnings.simplefilter("ignore", ConvergenceWarning)
             members = map_threads(member, enumerate(rng.spawn(n_members)), n_threads)
-        return cls(genes, members)
+        called = [composition for _, composition in members if composition is not None]
+        labels = Labels(label_names, tuple(called)) if called else None
+        return cls(genes, [mixture for mixture, _ in members], labels=labels)
 
     @classmethod
     def gaussian(cls, reference: Any, *, layer: str | None = None, rng: Any = 0) -> Model:
@@ -146,7 +174,13 @@ class Model:
 
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
-        return cls(genes, [one_gaussian(_reference_cells(X, generator(rng)))], nu=np.inf)
+        with one_thread():
+            return cls(genes, [one_gaussian(dense(X, _reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
+
+    def linear(self) -> Model:
+        """Return the one Gaussian with the mean and covariance of this model: its posterior mean is linear in the pools."""
+        with one_thread():
+            return Model(self.genes, [Mixture.of_moments([1.0], [self.mean], [self.covariance()])], nu=np.inf)
 
     @property
     def n_genes(self) -> int:
@@ -161,9 +195,10 @@ class Model:
     def covariance(self) -> Array:
         """Covariance of expression over all cells: genes x genes."""
         total = np.zeros((self.n_genes, self.n_genes))
-        for share, mixture in zip(self.shares, self.members, strict=True):
-            away = mixture.mean - self.mean
-            total += share * (mixture.covariance() + np.outer(away, away))
+        with one_thread():
+            for share, mixture in zip(self.shares, self.members, strict=True):
+                away = mixture.mean - self.mean
+                total += share * (mixture.covariance() + np.outer(away, away))
         return total
 
     def posterior(
@@ -203,7 +238,7 @@ class Model:
         Notes
         -----
         Cost a cell: components * pools², and pools * genes for each component to which the cell can belong. Memory beyond
-        the outputs: 8 * components * pools * (genes + pools) bytes, and some 50 MB a thread.
+        the outputs: 12 * components * pools * genes bytes (all members together), and some 50 MB a thread.
         """
         P, D = self._design(P), _pools(D)
         if D.shape[1] != P.shape[1]:
@@ -222,22 +257,24 @@ class Model:
         members = [
             np.empty((n, mixture.n_components), dtype=np.float32) for mixture in self.members if responsibilities
         ]
-        decode_blocks(seen, D, mean, deviation, misfit, members or None, n_threads=n_threads)
-        return Posterior(mean, deviation, misfit, tuple(members) or None)
+        called = None if self.labels is None else np.empty((n, len(self.labels.names)), dtype=np.float32)
+        decode_blocks(
+            seen, D, mean, deviation, misfit, members or None, labels=self.labels, probabilities=called,
+            n_threads=n_threads,
+        )  # fmt: skip
+        return Posterior(mean, deviation, misfit, tuple(members) or None, called)
 
     def estimate_noise(self, D: Any, P: Any, *, noise_stage: str = "pool") -> Array:
         """Noise variance by EM: one a pool (pool stage), or one number (expression stage).
 
-        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. Needs more
-        pools than the model needs to explain them: with few pools, noise and expression are told apart by the model alone.
+        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. What the model
+        cannot explain counts as noise, so small noise is overestimated where the reference is small or of another kind.
         """
         P, D = self._design(P), _pools(D)
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
-        [variance] = map_threads(
-            lambda mixture: estimate_variance(mixture, sample, P, noise_stage, self.nu), self.members[:1], 1
-        )
-        return variance
+        with one_thread():
+            return estimate_variance(self.members[0], sample, P, noise_stage, self.nu)
 
     def adapt(
         self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", n_threads: int | None = None
@@ -271,35 +308,35 @@ class Model:
             else:
                 R = design_noise(noise_var, noise_stage, design, int(b))
             batches.append((D, P, R, mine))
-        members, shares, _ = model._adapted(batches, n_threads)
-        return Model(
-            self.genes,
-            [m.reweighted(a.joint_weights) for m, a in zip(self.members, members, strict=True)],
-            nu=self.nu,
-            shares=shares,
-        )
+        weights, shares, _ = model._adapted_weights(batches, n_threads)
+        return self._reweighted(weights, shares)
 
-    def _adapted(
+    def _adapted_weights(
         self, batches: Sequence[tuple[Any, Array, Array, NDArray[np.intp]]], n_threads: int | None = None
-    ) -> tuple[Sequence[Mixture], Array, float]:
-        """Adapt to (D, P, R, rows of D) of every design: members, shares, mean log density gained a cell."""
+    ) -> tuple[list[Array], Array, float]:
+        """Adapt to (D, P, R, rows of D) of every design: weights, shares, mean log density gained a cell."""
         stride = -(-sum(len(rows) for *_, rows in batches) // ADAPT_SAMPLE)
         sample = [(dense(D, rows[::stride]), P, R) for D, P, R, rows in batches]
-        return adapted(self.members, self.shares, self.nu, sample, n_threads=n_threads)
+        return adapted_weights(self.members, self.shares, self.nu, sample, n_threads=n_threads)
+
+    def _reweighted(self, weights: Sequence[Array], shares: Array) -> Model:
+        """The same components with other weights (components x sizes of every member), and other shares."""
+        members = [member.reweighted(w) for member, w in zip(self.members, weights, strict=True)]
+        return Model(self.genes, members, nu=self.nu, shares=shares, labels=self.labels)
 
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""
         wanted = names(genes, "gene")
         index = np.asarray(align(wanted, self.genes, wanted_by="the subset", held_by="the model"))
-        return Model(wanted, [mixture.subset(index) for mixture in self.members], nu=self.nu, shares=self.shares)
+        members = [mixture.subset(index) for mixture in self.members]
+        return Model(wanted, members, nu=self.nu, shares=self.shares, labels=self.labels)
 
     def sample(self, n: int, rng: Any = None) -> Array:
         """Draw cells from the model, clipped at zero: cells x genes, linear scale."""
         rng = generator(rng)
         per_member = rng.multinomial(integer(n, "n", minimum=0), self.shares)
-        drawn = [
-            mixture.draw(int(count), self.nu, rng) for count, mixture in zip(per_member, self.members, strict=True)
-        ]
+        with one_thread():
+            drawn = [mixture.draw(int(k), self.nu, rng) for k, mixture in zip(per_member, self.members, strict=True)]
         return np.asarray(rng.permutation(np.maximum(np.concatenate(drawn), 0.0)))
 
     def resolution(self, P: Any, noise_cov: Array, *, rng: Any = 0) -> Array:
@@ -317,23 +354,55 @@ class Model:
         """
         rng, P = generator(rng), self._design(P)
         R = noise_covariance(noise_cov, P, "pool")
-        D = self.sample(_RESOLUTION_CELLS, rng) @ P
-        D += rng.standard_normal((len(D), len(R))) @ covariance_root(R).T
+        D = simulated_pools(self.sample(_RESOLUTION_CELLS, rng), P, R, rng)
         posterior = self.posterior(D, P, noise_var=R)
         determined = np.var(posterior.mean, axis=0, dtype=np.float64)
         left = np.mean(np.square(np.asarray(posterior.sd, dtype=np.float64)), axis=0)
         total = determined + left
         return np.asarray(np.divide(determined, total, out=np.zeros_like(total), where=total > 0))
 
+    def expected_accuracy(
+        self, P: Any, noise_var: Any, *, noise_stage: str = "pool", cells: Any = None, rng: Any = 0
+    ) -> pd.Series[float]:
+        """Pearson correlation with the truth that each gene can be expected to reach, from simulated pools.
+
+        Parameters
+        ----------
+        P
+            Genes x pools.
+        noise_var, noise_stage
+            As in `posterior`.
+        cells
+            Cells x genes in the model's order, linear scale, that the model was **not** fitted on. Default: 2,048 cells
+            drawn from the model, which promises too much, because the model is right about them.
+        rng
+            Seed of cells and noise.
+
+        Notes
+        -----
+        `decode` asks models of the reference's other cells instead (cross-fitting) and writes var["expected_pearson"].
+        """
+        choice(noise_stage, NOISE_STAGES, "noise_stage")
+        rng, P = generator(rng), self._design(P)
+        R = noise_covariance(noise_var, P, noise_stage)
+        X = self.sample(_RESOLUTION_CELLS, rng) if cells is None else dense(expression(cells, what="the cells").X)
+        if X.shape[1] != self.n_genes:
+            raise InputError(
+                f"the cells have {X.shape[1]} genes, the model {self.n_genes}; give the model's, in its order"
+            )
+        answer = self.posterior(simulated_pools(X, P, R, rng), P, noise_var=R, sd=False)
+        r = per_gene_pearson(X, np.asarray(answer.mean, dtype=np.float64))
+        return pd.Series(r, index=pd.Index(self.genes, name="gene"), name="expected_pearson")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one npz file, atomically."""
-        write_arrays(path, self.genes, self.nu, self.shares, self.members)
+        write_arrays(path, self.genes, self.nu, self.shares, self.members, self.labels)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Model:
         """Read a model that `save` wrote."""
-        genes, nu, shares, members = read_arrays(path)
-        return cls(genes, members, nu=nu, shares=shares)
+        genes, nu, shares, members, labels = read_arrays(path)
+        return cls(genes, members, nu=nu, shares=shares, labels=labels)
 
     def __repr__(self) -> str:
         counts = [mixture.n_components for mixture in self.members]
@@ -362,8 +431,6 @@ def _pools(D: Any) -> Any:
     return D
 
 
-def _reference_cells(X: Any, rng: np.random.Generator) -> Array:
-    """Dense cells that a fit looks at: all, or a sorted random subset of a large reference."""
-    n = X.shape[0]
-    some = slice(None) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
-    return dense(X, some)
+def _reference_rows(n: int, rng: np.random.Generator) -> Any:
+    """Cells that a fit looks at: all, or a sorted random subset of a large reference."""
+    return slice(None) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from unpool._validate import dense
 from unpool.errors import InputError
-from unpool.kernels.blocks import map_blocks, map_threads
+from unpool.kernels.blocks import map_blocks, map_threads, one_thread
 from unpool.kernels.mixture import DROPPED, JITTER, Conditioned, condition, posterior_moments
+from unpool.measure import covariance_root
+from unpool.model._labels import Labels
 from unpool.model._mixture import Array, Mixture
 
 __all__ = ["Posterior", "Seen", "decode_blocks", "see"]
@@ -35,12 +37,15 @@ class Posterior:
         explain it and m the number of independent pools; near 0 where the model fits, large where it does not.
     responsibilities
         One array (cells x components, float32) a member, or None.
+    labels
+        Cells x labels, float32: probability of each of the model's labels, or None.
     """
 
     mean: NDArray[np.floating]
     sd: NDArray[np.floating] | None
     misfit: NDArray[np.float32]
     responsibilities: tuple[NDArray[np.float32], ...] | None = None
+    labels: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +80,15 @@ def see(
     n_threads: int | None = None,
 ) -> Seen:
     """Condition all members on a design P (genes x pools) with noise covariance R (pools x pools)."""
-    centre = np.asarray(sum(share * member.mean for share, member in zip(shares, members, strict=True)))
-    signal = sum(share * (P.T @ member.covariance() @ P) for share, member in zip(shares, members, strict=True))
-    T = _coordinates(signal + R, (P != 0).any(axis=0))
-    T = T @ _discriminants(members, P @ T, T.T @ R @ T)
-    P_T, R_T = P @ T, T.T @ R @ T
+    with one_thread():
+        centre = np.asarray(sum(share * member.mean for share, member in zip(shares, members, strict=True)))
+        signal = sum(share * (P.T @ member.covariance() @ P) for share, member in zip(shares, members, strict=True))
+        T = _coordinates(signal + R, (P != 0).any(axis=0))
+        root = T.T @ covariance_root(R)
+        T = T @ _discriminants(members, P @ T, root @ root.T)
+        P_T, root = P @ T, T.T @ covariance_root(R)
+        R_T = root @ root.T
+        pool_centre = centre @ P
 
     def conditioned(member: Mixture) -> Conditioned:
         cross = member.times(P_T)
@@ -89,7 +98,7 @@ def see(
             noise=R_T, sizes=member.sizes, origin=centre @ P_T, jitter=jitter,
         )  # fmt: skip
 
-    return Seen(centre, centre @ P, T, map_threads(conditioned, members, n_threads), np.asarray(shares), nu)
+    return Seen(centre, pool_centre, T, map_threads(conditioned, members, n_threads), np.asarray(shares), nu)
 
 
 def _coordinates(covariance: Array, used: NDArray[np.bool_]) -> Array:
@@ -124,11 +133,13 @@ def decode_blocks(
     misfit: NDArray[np.floating],
     responsibilities: Sequence[NDArray[np.floating]] | None = None,
     *,
+    labels: Labels | None = None,
+    probabilities: NDArray[np.floating] | None = None,
     clip: bool = True,
     dropped: float = DROPPED,
     n_threads: int | None = None,
 ) -> None:
-    """Write the posterior of all cells into the given arrays, block by block on threads."""
+    """Write the posterior of all cells into the given arrays, block by block on threads; labels into `probabilities`."""
     m = seen.n_coordinates
 
     def decode(rows: slice) -> None:
@@ -139,6 +150,9 @@ def decode_blocks(
                 f"pool {p} of cell {rows.start + i} is {block[i, p]}; expected finite values: remove the cell, "
                 "or the pool if it failed everywhere"
             )
+        mine = None if responsibilities is None else [r[rows] for r in responsibilities]
+        if mine is None and labels is not None:
+            mine = [np.empty((len(block), len(member.log_weights)), np.float32) for member in seen.members]
         y, variance, distance = posterior_moments(
             (block - seen.pool_centre) @ seen.T,
             seen.members,
@@ -147,8 +161,10 @@ def decode_blocks(
             centre=seen.centre,
             second=sd is not None,
             dropped=dropped,
-            responsibilities=None if responsibilities is None else [r[rows] for r in responsibilities],
+            responsibilities=mine,
         )
+        if labels is not None and mine is not None and probabilities is not None:
+            probabilities[rows] = labels.probabilities(mine, seen.shares)
         mean[rows] = np.maximum(y, 0.0, out=y) if clip else y
         if sd is not None and variance is not None:
             sd[rows] = np.sqrt(variance, out=variance)

@@ -7,6 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
+from unpool.crossvalidate import CrossValidation
 from unpool.evaluate import Scores, evaluate
 from unpool.io import write_text
 
@@ -21,6 +22,7 @@ def report(
     pooled: AnnData | None = None,
     reference: Any = None,
     scores: Scores | None = None,
+    crossvalidation: CrossValidation | None = None,
     layer: str | None = None,
 ) -> None:
     """Write one HTML page about a decoded matrix; it needs no other file and no network.
@@ -38,6 +40,9 @@ def report(
         As in `evaluate`: more data allow more baselines.
     scores
         What `evaluate` returned for the same data, so that they are not computed again.
+
+    crossvalidation
+        What `crossvalidate` returned: adds a table of hidden pools and how well the others foretell them.
 
     Notes
     -----
@@ -57,6 +62,6 @@ def report(
 
     if scores is None and truth is not None:
         scores = evaluate(decoded, truth, pooled=pooled, reference=reference, layer=layer)
-    content = gather(decoded, pooled, scores)
+    content = gather(decoded, pooled, scores, crossvalidation)
     drawings = figures(decoded, truth, scores, design=content.design, genes=content.shown_genes, layer=layer)
     write_text(render(content, drawings), path)

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from unpool import __version__
 from unpool._validate import table
+from unpool.crossvalidate import POOL_BASELINES, CrossValidation
 from unpool.design import Design
 from unpool.evaluate import BASELINES, Scores
 from unpool.measure import recorded_design
@@ -45,28 +46,34 @@ class Content:
     genes_note: str
     shown_genes: list[tuple[str, str]]  # what is special about a gene, its name
     misfit_note: str
+    hidden: list[dict[str, Any]]  # rows of the table of hidden pools
+    hidden_note: str
     design: Design | None
     version: str
 
 
-def gather(decoded: AnnData, pooled: AnnData | None, scores: Scores | None) -> Content:
+def gather(
+    decoded: AnnData, pooled: AnnData | None, scores: Scores | None, crossvalidation: CrossValidation | None = None
+) -> Content:
     """Collect the content from a decoded matrix and what belongs to it."""
     n_cells, names = decoded.n_obs, table(decoded, what="the decoded data").columns
     record = _mapping(decoded.uns.get("unpool"))
     design = _design(decoded, pooled, record)
-    resolution = decoded.var["resolution"].to_numpy(dtype=np.float64) if "resolution" in decoded.var else None
+    foreseen = decoded.var[[c for c in ("resolution", "expected_pearson") if c in decoded.var]].astype(np.float64)
     pools = f" from {design.n_pools:,} pools" if design else ""
     return Content(
         headline=f"{len(names):,} gene{'s' * (len(names) > 1)}{pools} in {n_cells:,} cell{'s' * (n_cells > 1)}",
         lead=_lead(scores, decoded),
-        facts=_facts(design, resolution, scores),
+        facts=_facts(design, foreseen, scores),
         done=_done(record, design, pooled),
         warnings=[str(w) for w in np.atleast_1d(record.get("warnings", []))],
         methods=_methods(scores),
-        genes=_genes(names, resolution, scores)[:GENES_LISTED],
-        genes_note=_genes_note(len(names), scores),
+        genes=_genes(names, foreseen, scores)[:GENES_LISTED],
+        genes_note=_genes_note(len(names), foreseen, scores),
         shown_genes=_shown(scores),
         misfit_note=_misfit(decoded),
+        hidden=_hidden(crossvalidation),
+        hidden_note=str(crossvalidation.summary["verdict"]) if crossvalidation is not None else "",
         design=design,
         version=__version__,
     )
@@ -99,9 +106,11 @@ def _design(decoded: AnnData, pooled: AnnData | None, record: Mapping[str, Any])
 def _lead(scores: Scores | None, decoded: AnnData) -> list[str]:
     if scores is None:
         known = ["how much of each gene the measurement determines (resolution)"] * ("resolution" in decoded.var)
+        known += ["how well each gene can be expected to be decoded"] * ("expected_pearson" in decoded.var)
         known += ["which cells disagree with the model (misfit)"] * ("unpool_misfit" in decoded.obs)
         none = "No true expression was given, so this page makes no claim about accuracy."
-        return [f"{none} It says {' and '.join(known)}." if known else none]
+        listed = ", ".join(known[:-1]) + " and " * (len(known) > 1) + known[-1] if known else ""
+        return [f"{none} It says {listed}." if known else none]
     s = scores.summary
     best = s["baselines"][s["best_baseline"]]
     compared = (
@@ -131,7 +140,7 @@ def _lead(scores: Scores | None, decoded: AnnData) -> list[str]:
     return [f"{compared} {gained}", *missing, *zero]
 
 
-def _facts(design: Design | None, resolution: Any, scores: Scores | None) -> list[Fact]:
+def _facts(design: Design | None, foreseen: pd.DataFrame, scores: Scores | None) -> list[Fact]:
     facts = []
     if scores is not None:
         s = scores.summary
@@ -152,8 +161,11 @@ def _facts(design: Design | None, resolution: Any, scores: Scores | None) -> lis
         facts.append(
             Fact("Pack ratio", f"{design.pack_ratio:.3g}", f"{design.n_pools:,} pools, {design.n_genes:,} genes")
         )
-    if resolution is not None and scores is None:
-        facts.append(Fact("Resolution", f"{np.median(resolution):.2f}", "median over the genes, 0 to 1"))
+    if "expected_pearson" in foreseen:
+        r = foreseen["expected_pearson"]
+        facts.append(Fact("Expected correlation", number(r.mean()), "before any truth, mean over the genes"))
+    if "resolution" in foreseen and scores is None:
+        facts.append(Fact("Resolution", f"{foreseen['resolution'].median():.2f}", "median over the genes, 0 to 1"))
     return facts
 
 
@@ -183,6 +195,9 @@ def _done(record: Mapping[str, Any], design: Design | None, pooled: AnnData | No
     parameters = _mapping(record.get("parameters"))
     if parameters:
         done.append(("Parameters", ", ".join(f"{k} = {_text(v)}" for k, v in parameters.items())))
+    source = _mapping(record.get("intervals")).get("source")
+    if source is not None:
+        done.append(("Intervals", f"calibrated on {source}" if "held out in" in str(source) else str(source)))
     for key in ("seed", "status"):
         if key in record:
             done.append((key.capitalize(), _text(record[key])))
@@ -221,19 +236,20 @@ def _methods(scores: Scores | None) -> list[dict[str, Any]]:
     return rows + [{"label": BASELINES[name], "decoder": False, **of} for name, of in baselines]
 
 
-def _genes(names: list[str], resolution: Any, scores: Scores | None) -> list[dict[str, Any]]:
+def _genes(names: list[str], foreseen: pd.DataFrame, scores: Scores | None) -> list[dict[str, Any]]:
     """One row a gene, those to distrust first."""
     frame = scores.genes.copy() if scores is not None else pd.DataFrame(index=names)
-    if resolution is not None:
-        frame["resolution"] = pd.Series(resolution, index=names)
-    by = [c for c in ("pearson", "resolution") if c in frame][:1]
+    for column in foreseen:
+        frame[column] = pd.Series(foreseen[column].to_numpy(), index=names)
+    by = [c for c in ("pearson", "expected_pearson", "resolution") if c in frame][:1]
     frame = frame.sort_values(by, kind="stable") if by else frame
     return [{"gene": str(gene), **dict(zip(frame.columns, map(float, row), strict=True))}
             for gene, row in zip(frame.index, frame.to_numpy(), strict=True)]  # fmt: skip
 
 
-def _genes_note(n: int, scores: Scores | None) -> str:
-    order = "lowest correlation first" if scores is not None else "lowest resolution first"
+def _genes_note(n: int, foreseen: pd.DataFrame, scores: Scores | None) -> str:
+    by = "correlation" if scores is not None else "resolution"
+    order = f"lowest {'expected correlation' if scores is None and 'expected_pearson' in foreseen else by} first"
     return f"All {n:,} genes, {order}." if n <= GENES_LISTED else f"{GENES_LISTED} of {n:,} genes, {order}."
 
 
@@ -244,6 +260,16 @@ def _shown(scores: Scores | None) -> list[tuple[str, str]]:
     order = scores.genes["pearson"].sort_values(kind="stable").index
     picked = {"best": order[-1], "median": order[(len(order) - 1) // 2], "worst": order[0]}
     return [(what, str(gene)) for what, gene in picked.items()]
+
+
+def _hidden(crossvalidation: CrossValidation | None) -> list[dict[str, Any]]:
+    """One row a hidden pool, the least foretold first."""
+    if crossvalidation is None:
+        return []
+    frame = crossvalidation.pools.sort_values("pearson", kind="stable").head(GENES_LISTED)
+    shown = ["pearson", *(f"pearson_{name}" for name in POOL_BASELINES), "ceiling", "relative_error"]
+    return [{"pool": str(pool), "genes": row["gene"] or f"{row['n_genes']} genes", **{k: float(row[k]) for k in shown}}
+            for pool, row in frame.iterrows()]  # fmt: skip
 
 
 def _misfit(decoded: AnnData) -> str:

@@ -79,6 +79,7 @@ def _few(decoded: AnnData, truth: Any, genes: list[str], layer: str | None) -> t
     few = AnnData(pd.DataFrame(dense(decoded.X, cells)[:, mine], index=names, columns=columns))
     if "sd" in decoded.layers:
         few.layers["sd"] = dense(decoded.layers["sd"], cells)[:, mine]
+        few.uns["unpool"] = {"intervals": decoded.uns.get("unpool", {}).get("intervals", {})}
     return few, pd.DataFrame(dense(true.X, rows[cells])[:, theirs], index=names, columns=columns)
 
 

@@ -21,8 +21,8 @@ class Solution:
     Attributes
     ----------
     X
-        Cells x genes, linear scale; several designs stacked in order. A low-rank solver forms it from U and V when it is
-        first asked for.
+        Cells x genes, linear scale; several designs stacked in order. A low-rank solver forms it from U and V when
+        first asked.
     U, V
         Cells x rank and genes x rank with X = U Vᵀ, or None.
     sd

@@ -1,0 +1,122 @@
+"""One design: find the few entries on which X >= 0 has to be enforced, and solve for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unpool.solvers._nuclear_core import Full, Point, proximal_step, reduce
+from unpool.solvers._nuclear_span import solve_in_span
+from unpool.solvers._solution import Array
+
+__all__ = ["solve_one_design"]
+
+MAX_PAIRS = 1200  # beyond this many enforced entries the Newton systems cost more than alternating directions
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Penalty of the outer steps, in units of the scale of X: `start`, times `growth`, at most `top`.
+
+    `newton` steps at most in each outer step, `budget` in all.
+    """
+
+    start: float
+    growth: float
+    top: float
+    newton: int
+    budget: int
+
+
+BALL = Schedule(30.0, 3.0, 1e3, 2, 60)
+EXACT = Schedule(1.0, 2.0, 100.0, 4, 60)
+EXACT_SLOWLY = Schedule(1.0, 1.5, 20.0, 20, 120)
+
+
+def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) -> Point | None:
+    """Solve a relaxed program, then enforce X >= 0 on the worst entries until `accept` takes the point.
+
+    With a positive radius the relaxed program leaves X >= 0 out; at radius 0 that has a closed form, and X is kept in the
+    span of the measurement instead. None: the budget of Newton steps or of enforced entries is spent.
+    """
+    if full.radius > 0 or not nonneg:
+        at = _unconstrained(full)
+        if accept(at) or not nonneg:
+            return at
+        return _enforce(full, at, BALL, accept)
+    at, settled = solve_in_span(full)
+    if settled and accept(at):
+        return at
+    at = replace(at, change=1.0)
+    return _enforce(full, at, EXACT, accept) or _enforce(full, at, EXACT_SLOWLY, accept)
+
+
+def _unconstrained(full: Full) -> Point:
+    """X >= 0 left out: a program of rank(T) rows and k columns."""
+    none = np.zeros(0, dtype=np.intp)
+    left, s, right = np.linalg.svd(full.T, full_matrices=False)
+    rank = full.L.shape[1]
+    at = Point(full.T @ full.Q.T, left[:, :rank] @ right[:rank], none, none, np.zeros(0))
+    reduced = reduce(full, none, none)
+    # with a smaller sigma the first subproblem is solved by Y = 0, where the norm of Y has a kink
+    above = full.base
+    while above < s[0] and np.linalg.norm((left * np.minimum(s, above)) @ right * full.p) < 2 * full.radius:
+        above *= 2
+    sigma = max(10.0, 2 * above / full.base) * full.base
+    for outer in range(6):
+        at = proximal_step(full, reduced, at, sigma if outer == 0 else 10 * sigma, 20)
+        if at.change <= 1e-9:
+            break
+    return at
+
+
+def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point], bool]) -> Point | None:
+    """Alternate between outer steps and new enforced entries; drop those without multiplier once none is missing."""
+    sigma = schedule.start * full.base
+    end = at.steps + schedule.budget
+    pruned = False
+    while at.steps < end:
+        new = _worst(at)
+        if len(new[0]):
+            at = _add(at, *new)
+        elif at.change < 1e-2 and not pruned:
+            keep = at.z > 0
+            at = replace(at, cell=at.cell[keep], gene=at.gene[keep], z=at.z[keep])
+            pruned = True
+        if len(at.z) > MAX_PAIRS:
+            return None
+        before = at.steps
+        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, schedule.newton)
+        if accept(at):
+            return at
+        if at.steps == before and len(new[0]) == 0 and at.change < 1e-14:
+            return None
+        sigma = min(schedule.growth * sigma, schedule.top * full.base)
+    return None
+
+
+def _worst(at: Point) -> tuple[Array, Array]:
+    """Negative entries, not enforced yet, of the 25 cells with the most negative ones (none below a tenth of the worst)."""
+    low = at.X.copy()
+    low[at.cell, at.gene] = 0.0
+    depth = low.min(axis=1)
+    worst = float(depth.min())
+    if worst >= -1e-9 * float(at.X.max()):
+        none = np.zeros(0, dtype=np.intp)
+        return none, none
+    cells = np.argsort(depth, kind="stable")[:25]
+    cells = cells[depth[cells] <= 0.1 * worst]
+    row, gene = np.nonzero(low[cells] < 0)
+    return cells[row], gene
+
+
+def _add(at: Point, cell: Array, gene: Array) -> Point:
+    """Add pairs with multiplier 0."""
+    return replace(
+        at,
+        cell=np.concatenate([at.cell, cell]),
+        gene=np.concatenate([at.gene, gene]),
+        z=np.concatenate([at.z, np.zeros(len(cell))]),
+    )
