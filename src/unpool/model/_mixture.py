@@ -135,6 +135,15 @@ class Mixture:
 
     def covariance(self) -> Array:
         """Covariance over all components and sizes: genes x genes."""
+        total = self.within()
+        means = self.component_means()
+        for size, share in zip(self.sizes, self.joint_weights.T, strict=True):
+            centred = size * means - self.mean
+            total += centred.T @ (share[:, None] * centred)
+        return total
+
+    def within(self) -> Array:
+        """Mean covariance of the components at their sizes: genes x genes."""
         second = self.joint_weights @ np.square(self.sizes)
         n_own = self.n_components - len(self.pairs)
         weight = np.zeros(len(self.means))  # with which a source's covariance enters
@@ -147,10 +156,6 @@ class Mixture:
         for c, correlation in enumerate(self.correlations):
             mine = self.family == c
             within += correlation * (self.scale[mine].T @ (w[mine] * self.scale[mine]))
-        means = self.component_means()
-        for size, share in zip(self.sizes, self.joint_weights.T, strict=True):
-            centred = size * means - self.mean
-            within += centred.T @ (share[:, None] * centred)
         return np.asarray(within)
 
     def variances(self) -> Array:

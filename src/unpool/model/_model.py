@@ -192,6 +192,11 @@ class Model:
         """Mean expression: genes, linear scale."""
         return np.asarray(sum(share * mixture.mean for share, mixture in zip(self.shares, self.members, strict=True)))
 
+    @property
+    def has_extras(self) -> bool:
+        """Whether components are seen at several sizes, or paired."""
+        return any(len(m.pairs) > 0 or len(m.sizes) > 1 for m in self.members)
+
     def covariance(self) -> Array:
         """Covariance of expression over all cells: genes x genes."""
         total = np.zeros((self.n_genes, self.n_genes))
@@ -323,6 +328,14 @@ class Model:
         """The same components with other weights (components x sizes of every member), and other shares."""
         members = [member.reweighted(w) for member, w in zip(self.members, weights, strict=True)]
         return Model(self.genes, members, nu=self.nu, shares=shares, labels=self.labels)
+
+    def plain(self) -> Model:
+        """The model without its extra components: every cluster at size one, no pairs."""
+        labels = self.labels
+        if labels is not None:
+            own = [c[: m.n_components - len(m.pairs)] for c, m in zip(labels.compositions, self.members, strict=True)]
+            labels = Labels(labels.names, tuple(own))
+        return Model(self.genes, [m.plain() for m in self.members], nu=self.nu, shares=self.shares, labels=labels)
 
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""

@@ -118,8 +118,7 @@ def _discriminants(members: Sequence[Mixture], P: Array, R: Array) -> Array:
     for member in members:
         means = (member.component_means() - member.mean) @ P
         between += means.T @ (member.weights[:, None] * means)
-        within += P.T @ member.covariance() @ P + R
-    within -= between
+        within += P.T @ member.within() @ P + R
     eigenvalue, vector = np.linalg.eigh((within + within.T) / 2)
     whiten = vector / np.sqrt(np.maximum(eigenvalue, 1e-12 * eigenvalue.max(initial=0.0)))
     return np.asarray(whiten @ np.linalg.eigh(whiten.T @ between @ whiten)[1][:, ::-1])
