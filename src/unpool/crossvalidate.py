@@ -120,9 +120,10 @@ def crossvalidate(
     Examples
     --------
     >>> import unpool as up
+    >>> from unpool.crossvalidate import crossvalidate
     >>> cells = up.simulate.cell_types(400, 12, 3, rng=0)
     >>> pools = up.measure(cells[200:].copy(), up.design.balanced(12, 6, pools_per_gene=2, rng=0), snr=5, rng=0)
-    >>> up.crossvalidate(pools, cells[:200].copy(), noise_var="recorded").pools.shape
+    >>> crossvalidate(pools, cells[:200].copy(), noise_var="recorded").pools.shape
     (6, 11)
     """
     choice(method, ("mixture", "gaussian"), "method")
