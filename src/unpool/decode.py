@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorde
 if TYPE_CHECKING:
     from unpool.model import Model
 
-__all__ = ["METHODS", "decode", "learn"]
+__all__ = ["METHODS", "adapt_to", "decode", "learn"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
 CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
@@ -43,6 +43,8 @@ def decode(
     noise_var: float | str | ArrayLike | None = None,
     noise_stage: str = "pool",
     sd: bool = True,
+    adapt: bool | str = "auto",
+    selection: bool = True,
     crossfit: bool = True,
     reference_label: Any = None,
     reference_group: Any = None,
@@ -74,6 +76,13 @@ def decode(
         "pool" (detector) or "expression" (before pooling).
     sd
         Whether to return the posterior standard deviation, layers["sd"].
+    adapt
+        Whether the pooled cells may teach the model in which proportions types, sizes and mixtures of types come (EM on at
+        most 5,000 of them, see `Model.adapt`). "auto": where the model has the extra components that make it pay, which
+        costs nothing that can be seen where nothing has shifted.
+    selection
+        Whether to measure held-out reference cells in simulation, with this design and noise, and leave out the extra
+        components (other sizes of each cluster, pairs of types) where they would not help. False: keep them.
     crossfit
         Whether to hold reference cells out in turn, measure them in simulation (the same design and noise) and decode them
         by small models of the others. It calibrates layers["sd"] and `intervals` per gene, and tells before any truth how
@@ -132,6 +141,8 @@ def decode(
     """
     method = choice(method, METHODS, "method")
     noise_stage = choice(noise_stage, NOISE_STAGES, "noise_stage")
+    if not isinstance(adapt, bool):
+        choice(adapt, ["auto"], "adapt")
     design, index = recorded_design(pooled)
     D = intensities(pooled, what="the pools").X
     if isinstance(noise_var, str):
@@ -148,7 +159,10 @@ def decode(
     else:
         seed = generator(rng)
         learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
-        result, record = _posterior(learned.model, D, design, index, noise_var, noise_stage, sd, n_threads)
+        noise, stated = _noise(learned.model, D, design, index, noise_var, noise_stage)
+        learned, chosen = _prepared(learned, D, design, index, noise, adapt, selection, seed, n_threads)
+        result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads)
+        record |= stated | chosen
         if sd or crossfit:
             _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
     notes = [*_unmeasured(design, method), *_undetermined(result, design, method)]
@@ -235,8 +249,8 @@ def _calibrate(
         keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
         designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
         held = crossfit(
-            learned.cells, designs, list(count / count.sum()), learned.fit, groups=learned.groups, sd=sd, rng=rng,
-            n_threads=n_threads,
+            learned.cells, designs, list(count / count.sum()), learned.fit, adapt=adapt_to if record["adapted"] else None,
+            groups=learned.groups, sd=sd, rng=rng, n_threads=n_threads,
         )  # fmt: skip
     if held is None:
         calibration = Calibration.normal(design.n_genes, f"normal distribution, not calibrated: {why}")
@@ -253,26 +267,74 @@ def _calibrate(
         record["intervals"] = calibration.record(design.genes)
 
 
+def adapt_to(model: Model, batches: Sequence[tuple[Any, Any, Any]], n_threads: int | None = None) -> Model:
+    """Let the model learn proportions from pools, (D, P, R) of each design."""
+    weights, shares, _ = model._adapted_weights([(*b, np.arange(len(b[0]))) for b in batches], n_threads)
+    return model._reweighted(weights, shares)
+
+
+def _noise(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise_var: Any, noise_stage: str
+) -> tuple[dict[int, NDArray[np.float64]], dict[str, Any]]:
+    """Noise covariance in the pools of every design in use, given or estimated; and a record of it."""
+    noise = {}
+    record: dict[str, Any] = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage}
+    for b in map(int, np.unique(index)):
+        P = design.matrices[b]
+        if noise_var is None:
+            cells = D if (index == b).all() else D[index == b]
+            noise[b] = noise_covariance(model.estimate_noise(cells, P, noise_stage=noise_stage), P, noise_stage)
+        else:
+            noise[b] = design_noise(noise_var, noise_stage, design, b)
+        record["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}"] = noise[b]
+    return noise, record
+
+
+def _prepared(
+    learned: Learned, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]],
+    adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
+) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
+    """Leave out extra components that would not help, and adapt the weights to the pooled cells."""
+    from unpool.model import extras_help
+
+    record: dict[str, Any] = {}
+    if selection and learned.fit is not None and learned.cells is not None and learned.model.has_extras:
+        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
+        b = min(noise)
+        scores = extras_help(
+            learned.cells, design.matrices[b][by_name], noise[b], learned.fit,
+            groups=learned.groups, rng=rng, n_threads=n_threads,
+        )  # fmt: skip
+        if scores is not None:
+            record["selection"] = {f"held_out_pearson_{k}_extras": v for k, v in scores.items()}
+            if scores["without"] > scores["with"]:
+                fit = learned.fit
+                learned = replace(learned, model=learned.model.plain(), fit=lambda X: fit(X).plain())
+    record["extras"] = learned.model.has_extras
+    if adapt is True or (adapt == "auto" and learned.model.has_extras):
+        batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
+        weights, shares, gained = learned.model._adapted_weights(batches, n_threads)
+        learned = replace(learned, model=learned.model._reweighted(weights, shares))
+        record |= {"adapted": True, "log_density_gained_by_adapting": gained, "member_shares": shares}
+    return learned, {"adapted": False} | record
+
+
 def _posterior(
-    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise_var: Any, noise_stage: str, sd: bool,
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]], sd: bool,
     n_threads: int | None,
 ) -> tuple[AnnData, dict[str, Any]]:  # fmt: skip
-    """Posterior mean and sd of all cells, design by design; and what was assumed about the noise."""
+    """Posterior mean and sd of all cells, design by design."""
     n, g = D.shape[0], design.n_genes
     mean = np.empty((n, g), dtype=np.float32)
     deviation = np.empty((n, g), dtype=np.float32) if sd else None
     misfit = np.empty(n, dtype=np.float32)
     called = None if model.labels is None else np.empty((n, len(model.labels.names)), dtype=np.float32)
     resolution = np.zeros(g)
-    record: dict[str, Any] = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage}
-    for b in np.unique(index):
+    record: dict[str, Any] = {}
+    for b, R in noise.items():
         P, mine = design.matrices[b], index == b
         alone = bool(mine.all())
         cells = D if alone else D[mine]
-        if noise_var is None:
-            R = noise_covariance(model.estimate_noise(cells, P, noise_stage=noise_stage), P, noise_stage)
-        else:
-            R = design_noise(noise_var, noise_stage, design, int(b))
         answer = model.posterior(cells, P, noise_var=R, sd=sd, n_threads=n_threads, out=mean if alone else None)
         if not alone:
             mean[mine] = answer.mean
@@ -282,7 +344,6 @@ def _posterior(
         if called is not None:
             called[mine] = answer.labels
         resolution += mine.mean() * model.resolution(P, R)
-        record["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}"] = R
     result = AnnData(
         mean,
         obs=pd.DataFrame({"unpool_misfit": misfit}, index=pd.RangeIndex(n).astype(str)),

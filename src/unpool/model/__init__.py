@@ -5,5 +5,6 @@ from __future__ import annotations
 from unpool.model._crossfit import HeldOut, crossfit
 from unpool.model._model import Model
 from unpool.model._posterior import Posterior
+from unpool.model._select import extras_help
 
-__all__ = ["HeldOut", "Model", "Posterior", "crossfit"]
+__all__ = ["HeldOut", "Model", "Posterior", "crossfit", "extras_help"]

@@ -10,18 +10,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from unpool._validate import align, annotation, choice, dense, expression, generator, integer, names
+from unpool._validate import align, annotation, choice, dense, expression, generator, integer, intensities, names
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads, one_thread
-from unpool.measure import NOISE_STAGES, noise_covariance
+from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
+from unpool.model._adapt import SAMPLE as ADAPT_SAMPLE
+from unpool.model._adapt import adapted_weights
 from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._labels import Labels, composition
 from unpool.model._mixture import Array, Mixture
-from unpool.model._moments import one_gaussian, shrunk_mixture
+from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
 from unpool.model._posterior import Posterior, decode_blocks, see
 
@@ -82,7 +85,7 @@ class Model:
 
     @classmethod
     def from_cells(
-        cls, reference: Any, *, layer: str | None = None, label: Any = None, rng: Any = 0, n_members: int = 6,
+        cls, reference: Any, *, layer: str | None = None, label: Any = None, rng: Any = 0, n_members: int = 4,
         n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         """Learn from cells in which every gene was measured.
@@ -114,27 +117,38 @@ class Model:
 
     @classmethod
     def _from_array(
-        cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0, n_members: int = 6,
+        cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0, n_members: int = 4,
+        extras: bool = True,
         n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         from sklearn.exceptions import ConvergenceWarning
 
-        from unpool.model._cluster import SCALES, cluster  # scikit-learn: only fitting needs it
+        from unpool.model._cluster import SCALES, cluster, coarse_types  # scikit-learn: only fitting needs it
 
         rng = generator(rng)
         n_members = integer(n_members, "n_members")
         rows = _reference_rows(X.shape[0], rng)
         X = dense(X, rows)
         scales = list(SCALES)
-        of_label = None if label is None else label.astype("category").cat
+        of_label = None if label is None else label.astype("category").cat.remove_unused_categories().cat
         code = None if of_label is None else of_label.codes.to_numpy()[rows].astype(np.intp)
         label_names = () if of_label is None else tuple(map(str, of_label.categories))
 
         def member(job: tuple[int, np.random.Generator]) -> tuple[Mixture, Array | None]:
             number, seed = job
             clusters = cluster(X, scales[number % len(scales)], seed)
+            mixture = shrunk_mixture(X, clusters)
             called = None if code is None else composition(clusters, code, len(label_names))
-            return shrunk_mixture(X, clusters), called
+            if not extras:
+                return mixture, called
+            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), seed)
+            types = type_of[clusters]
+            mixture = with_extras(mixture, shrunk_mixture(X, types), type_of)
+            if called is not None and code is not None:
+                of_type = composition(types, code, len(label_names))
+                i, j = (mixture.pairs - len(called)).T
+                called = np.concatenate([called, (of_type[i] + of_type[j]) / 2])
+            return mixture, called
 
         with warnings.catch_warnings():
             # duplicated cells leave fewer distinct points than clusters
@@ -177,6 +191,11 @@ class Model:
     def mean(self) -> Array:
         """Mean expression: genes, linear scale."""
         return np.asarray(sum(share * mixture.mean for share, mixture in zip(self.shares, self.members, strict=True)))
+
+    @property
+    def has_extras(self) -> bool:
+        """Whether components are seen at several sizes, or paired."""
+        return any(len(m.pairs) > 0 or len(m.sizes) > 1 for m in self.members)
 
     def covariance(self) -> Array:
         """Covariance of expression over all cells: genes x genes."""
@@ -262,6 +281,62 @@ class Model:
         with one_thread():
             return estimate_variance(self.members[0], sample, P, noise_stage, self.nu)
 
+    def adapt(
+        self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", n_threads: int | None = None
+    ) -> Model:
+        """The model with weights learned from pooled cells, whose types may come in other proportions.
+
+        Parameters
+        ----------
+        pooled
+            Cells x pools with their design, which may hold more genes than the model is asked for; at most 5,000 cells are
+            looked at, evenly strided.
+        noise_var, noise_stage
+            As in `posterior`; "recorded" is what `measure` wrote.
+
+        Notes
+        -----
+        EM of the weights of all components and sizes with a Dirichlet prior at their old values (as many pseudo-cells as
+        components); means and covariances stay. Members are weighted by exp(3 * mean log density of a cell). On cells of the
+        reference's own population it costs next to nothing, so that `decode` adapts unless told otherwise.
+        """
+        design, index = recorded_design(pooled)
+        model = self.subset(design.genes)
+        if isinstance(noise_var, str):
+            choice(noise_var, ["recorded"], "noise_var")
+            noise_var, noise_stage = recorded_noise(pooled)
+        D, batches = intensities(pooled, what="the pools").X, []
+        for b in np.unique(index):
+            P, mine = design.matrices[b], np.flatnonzero(index == b)
+            if noise_var is None:
+                R = noise_covariance(model.estimate_noise(D[mine], P, noise_stage=noise_stage), P, noise_stage)
+            else:
+                R = design_noise(noise_var, noise_stage, design, int(b))
+            batches.append((D, P, R, mine))
+        weights, shares, _ = model._adapted_weights(batches, n_threads)
+        return self._reweighted(weights, shares)
+
+    def _adapted_weights(
+        self, batches: Sequence[tuple[Any, Array, Array, NDArray[np.intp]]], n_threads: int | None = None
+    ) -> tuple[list[Array], Array, float]:
+        """Adapt to (D, P, R, rows of D) of every design: weights, shares, mean log density gained a cell."""
+        stride = -(-sum(len(rows) for *_, rows in batches) // ADAPT_SAMPLE)
+        sample = [(dense(D, rows[::stride]), P, R) for D, P, R, rows in batches]
+        return adapted_weights(self.members, self.shares, self.nu, sample, n_threads=n_threads)
+
+    def _reweighted(self, weights: Sequence[Array], shares: Array) -> Model:
+        """The same components with other weights (components x sizes of every member), and other shares."""
+        members = [member.reweighted(w) for member, w in zip(self.members, weights, strict=True)]
+        return Model(self.genes, members, nu=self.nu, shares=shares, labels=self.labels)
+
+    def plain(self) -> Model:
+        """The model without its extra components: every cluster at size one, no pairs."""
+        labels = self.labels
+        if labels is not None:
+            own = [c[: m.n_components - len(m.pairs)] for c, m in zip(labels.compositions, self.members, strict=True)]
+            labels = Labels(labels.names, tuple(own))
+        return Model(self.genes, [m.plain() for m in self.members], nu=self.nu, shares=self.shares, labels=labels)
+
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""
         wanted = names(genes, "gene")
@@ -319,6 +394,16 @@ class Model:
         Notes
         -----
         `decode` asks models of the reference's other cells instead (cross-fitting) and writes var["expected_pearson"].
+
+        Examples
+        --------
+        >>> import unpool as up
+        >>> cells = up.simulate.cell_types(400, 12, 3, rng=0)
+        >>> design = up.design.balanced(12, 6, pools_per_gene=2, rng=0)
+        >>> model = up.Model.from_cells(cells[:200].copy())
+        >>> r = model.expected_accuracy(design.matrices[0], 1.0, cells=cells[200:].copy())
+        >>> bool(r.between(-1, 1).all())
+        True
         """
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         rng, P = generator(rng), self._design(P)

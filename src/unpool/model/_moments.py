@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 
 from unpool.model._mixture import Array, Mixture
 
-__all__ = ["one_gaussian", "shrunk_mixture"]
+__all__ = ["one_gaussian", "overall_variance", "shrunk_mixture", "with_extras"]
 
 TREND_CELLS = 20.0  # the trend's variance counts as much as this many cells
 FLOOR = 1e-3  # share of a gene's overall variance that every component keeps
+SIZES = (1.0, 0.5, 0.7, 1.4, 2.0)
+SIZE_SHARES = (0.9, 0.35 / 11, 0.35 / 11, 0.2 / 11, 0.2 / 11)  # of a cluster's weight; mean size one
+PAIR_SHARE = 0.2  # of all weight, for the pairs
 _LEVEL = 0.05  # share of a gene's overall mean added to a component's mean where the trend is read
 
 
@@ -61,14 +64,47 @@ def shrunk_mixture(X: Array, labels: NDArray[np.intp]) -> Mixture:
     a, b = 0.6 * g, 60.0 + g
     weight = count[:, None] + a + b
     factors, starts = _factors(E / np.sqrt(weight[labels]), first)
+    return Mixture.of_sources(
+        count / n, means, factors, starts, a * d / weight, np.sqrt(b * d / weight), _correlation(z)
+    )
+
+
+def with_extras(clusters: Mixture, types: Mixture, type_of: NDArray[np.intp]) -> Mixture:
+    """Let every cluster be seen at other sizes, and add the pairs of coarse types; the mean stays.
+
+    Other sizes let a cell be brighter or dimmer than its cluster ever was: this helps most where the cells differ from the
+    reference. Pairs stand for cells on the border of two types: spill-over, doublets, continua. Neither stores more than
+    the moments of the types.
+
+    Parameters
+    ----------
+    clusters, types
+        Moments of the clusters and of the types that they are grouped to.
+    type_of
+        Type of each cluster.
+    """
+    K, T, w = clusters.n_components, types.n_components, types.weights
+    pairs = np.column_stack(np.triu_indices(T, 1))
+    shares = np.zeros((K + len(pairs), len(SIZES)))
+    shares[:K], shares[K:, 0] = SIZE_SHARES, 1.0
+    weights = clusters.weights
+    if len(pairs):
+        mixed = (1 - w) / (1 - w @ w)  # weight in pairs of a type, relative to its own and to that of all pairs
+        share = min(PAIR_SHARE, 0.5 / mixed.max())  # no type gives more than half its cells to pairs
+        likely = w[pairs[:, 0]] * w[pairs[:, 1]]
+        weights = np.concatenate([weights * (1 - share * mixed[type_of]), share * likely / likely.sum()])
     return Mixture(
-        weights=count / n,
-        means=means,
-        factors=factors,
-        starts=starts,
-        diagonal=a * d / weight,
-        scale=np.sqrt(b * d / weight),
-        correlation=_correlation(z),
+        weights=weights,
+        means=np.concatenate([clusters.means, types.means]),
+        factors=np.concatenate([clusters.factors, types.factors]),
+        starts=np.concatenate([clusters.starts, clusters.starts[-1] + types.starts[1:]]),
+        diagonal=np.concatenate([clusters.diagonal, types.diagonal]),
+        scale=np.concatenate([clusters.scale, types.scale]),
+        correlations=np.concatenate([clusters.correlations, types.correlations]),
+        family=np.repeat([0, 1], [K, T]),
+        pairs=pairs + K,
+        sizes=np.array(SIZES),
+        size_shares=shares,
     )
 
 
@@ -120,12 +156,6 @@ def one_gaussian(X: Array) -> Mixture:
     n, g = X.shape
     sd, mean = np.sqrt(overall_variance(X)), X.mean(axis=0)
     correlation = ledoit_wolf((X - mean) / sd, assume_centered=True)[0] if n > 1 else np.eye(g)
-    return Mixture(
-        weights=np.ones(1),
-        means=mean[None, :],
-        factors=np.zeros((0, g)),
-        starts=np.zeros(2, dtype=np.intp),
-        diagonal=np.zeros((1, g)),
-        scale=sd[None, :],
-        correlation=np.asarray(correlation),
+    return Mixture.of_sources(
+        np.ones(1), mean[None, :], np.zeros((0, g)), np.zeros(2), np.zeros((1, g)), sd[None, :], np.asarray(correlation)
     )

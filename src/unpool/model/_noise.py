@@ -35,6 +35,7 @@ def estimate_variance(mixture: Mixture, D: Array, P: Array, stage: str, nu: floa
     -----
     Cost: 25 steps of cells * components * pools².
     """
+    mixture = mixture.plain()
     signal = P.T @ mixture.covariance() @ P
     if stage == "pool":
         size = np.sqrt(np.maximum(np.diag(signal), 0.0))

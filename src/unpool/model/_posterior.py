@@ -84,16 +84,19 @@ def see(
         centre = np.asarray(sum(share * member.mean for share, member in zip(shares, members, strict=True)))
         signal = sum(share * (P.T @ member.covariance() @ P) for share, member in zip(shares, members, strict=True))
         T = _coordinates(signal + R, (P != 0).any(axis=0))
+        root = T.T @ covariance_root(R)
+        T = T @ _discriminants(members, P @ T, root @ root.T)
         P_T, root = P @ T, T.T @ covariance_root(R)
         R_T = root @ root.T
         pool_centre = centre @ P
 
     def conditioned(member: Mixture) -> Conditioned:
         cross = member.times(P_T)
-        means = member.means - centre
+        means = member.component_means()
         return condition(
-            member.weights, means, member.variances(), cross, means @ P_T, P_T.T @ cross + R_T, jitter=jitter
-        )
+            member.joint_weights, means, member.variances(), cross, means @ P_T, P_T.T @ cross + R_T,
+            noise=R_T, sizes=member.sizes, origin=centre @ P_T, jitter=jitter,
+        )  # fmt: skip
 
     return Seen(centre, pool_centre, T, map_threads(conditioned, members, n_threads), np.asarray(shares), nu)
 
@@ -107,6 +110,18 @@ def _coordinates(covariance: Array, used: NDArray[np.bool_]) -> Array:
     inverse = np.where(used, 1.0 / np.where(used, size, 1.0), 0.0)
     eigenvalue, vector = np.linalg.eigh(covariance * np.outer(inverse, inverse))
     return np.asarray(inverse[:, None] * vector[:, eigenvalue > _DEPENDENT * eigenvalue[-1]])
+
+
+def _discriminants(members: Sequence[Mixture], P: Array, R: Array) -> Array:
+    """Coordinates in which components have unit covariance on average, those that tell components apart first."""
+    within, between = np.zeros_like(R), np.zeros_like(R)
+    for member in members:
+        means = (member.component_means() - member.mean) @ P
+        between += means.T @ (member.weights[:, None] * means)
+        within += P.T @ member.within() @ P + R
+    eigenvalue, vector = np.linalg.eigh((within + within.T) / 2)
+    whiten = vector / np.sqrt(np.maximum(eigenvalue, 1e-12 * eigenvalue.max(initial=0.0)))
+    return np.asarray(whiten @ np.linalg.eigh(whiten.T @ between @ whiten)[1][:, ::-1])
 
 
 def decode_blocks(
@@ -142,13 +157,13 @@ def decode_blocks(
             seen.members,
             seen.shares,
             seen.nu,
+            centre=seen.centre,
             second=sd is not None,
             dropped=dropped,
             responsibilities=mine,
         )
         if labels is not None and mine is not None and probabilities is not None:
             probabilities[rows] = labels.probabilities(mine, seen.shares)
-        y += seen.centre
         mean[rows] = np.maximum(y, 0.0, out=y) if clip else y
         if sd is not None and variance is not None:
             sd[rows] = np.sqrt(variance, out=variance)
