@@ -1,7 +1,7 @@
 """Measurements of the nuclear norm: our solver beside general conic solvers, in units of one SVD of the same run.
 
-Each function returns rows (dicts) for a table. The unit is the median time of np.linalg.svd of a 500 x 100 matrix with one
-BLAS thread. Peers run in a process of their own with a time limit; what fails or times out stays in the table.
+Each function returns rows (dicts) for a table. The unit is np.linalg.svd of a 500 x 100 matrix with one BLAS thread,
+timed beside each measurement. Peers run in a process of their own with a time limit; what fails or times out stays in the table.
 """
 
 from __future__ import annotations
@@ -22,22 +22,34 @@ TIMEOUT = 120.0
 PEERS = ("CLARABEL", "SCS")
 
 
-def median_time(call: Callable[[], Any], repeats: int = 5) -> tuple[float, Any]:
-    """Median seconds of a call, after one that warms up, and its last result."""
+def timed(call: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
+    """Median seconds of a call, after one that warms up, the same in SVDs, and its last result.
+
+    An SVD of a 500 x 100 matrix with one BLAS thread is timed before and after every call; the median of the ratios
+    counts, so that a change of the machine's load between two rows does not matter.
+    """
+    A = np.random.default_rng(0).normal(size=(500, 100))
+
+    def seconds(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def svd() -> float:
+        with threadpool_limits(1, user_api="blas"):
+            return float(np.median([seconds(lambda: np.linalg.svd(A, full_matrices=False)) for _ in range(5)]))
+
     result = call()
-    seconds = []
+    times, ratios = [], []
+    before = svd()
     for _ in range(repeats):
         start = time.perf_counter()
         result = call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), result
-
-
-def svd_unit() -> float:
-    """Seconds of one SVD of a 500 x 100 matrix with one BLAS thread."""
-    A = np.random.default_rng(0).normal(size=(500, 100))
-    with threadpool_limits(1, user_api="blas"):
-        return median_time(lambda: np.linalg.svd(A, full_matrices=False), 9)[0]
+        times.append(time.perf_counter() - start)
+        after = svd()
+        ratios.append(2 * times[-1] / (before + after))
+        before = after
+    return float(np.median(times)), float(np.median(ratios)), result
 
 
 def bernoulli(genes: int, pools: int, rng: np.random.Generator) -> np.ndarray:
@@ -78,18 +90,18 @@ def several_designs_problem(seed: int) -> tuple[list[np.ndarray], list[np.ndarra
     return [d + sd * rng.normal(size=d.shape) for d in D], P, {"noise_var": sd**2}
 
 
-def row(problem: str, D: Any, P: Any, unit: float, repeats: int = 5, **arguments: Any) -> dict[str, Any]:
+def row(problem: str, D: Any, P: Any, repeats: int = 5, **arguments: Any) -> dict[str, Any]:
     """Our solver on one problem."""
     from unpool.solvers import nuclear_norm
 
-    seconds, solution = median_time(lambda: nuclear_norm(D, P, **arguments), repeats)
+    seconds, svds, solution = timed(lambda: nuclear_norm(D, P, **arguments), repeats)
     norm = float(np.sqrt(sum(np.linalg.norm(d) ** 2 for d in (D if isinstance(D, list) else [D]))))
     radius = arguments.get("radius")
     return {
         "problem": problem,
         "solver": "unpool",
         "seconds": seconds,
-        "svds": seconds / unit,
+        "svds": svds,
         "converged": solution.converged,
         "gap": solution.gap,
         "residual": solution.residual / norm,
@@ -101,49 +113,49 @@ def row(problem: str, D: Any, P: Any, unit: float, repeats: int = 5, **arguments
     }
 
 
-def notebook(unit: float, repeats: int = 5) -> list[dict[str, Any]]:
+def notebook(repeats: int = 5) -> list[dict[str, Any]]:
     """The notebook's data, where D P⁺ is nonnegative: to be certified to 1e-9 within 5 SVDs."""
     D, P = notebook_problem()
-    return [row("notebook 500 x 100 x 25", D, P, unit, repeats)]
+    return [row("notebook 500 x 100 x 25", D, P, repeats)]
 
 
-def full_size(unit: float, seeds: range = range(3), repeats: int = 3) -> list[dict[str, Any]]:
+def full_size(seeds: range = range(3), repeats: int = 3) -> list[dict[str, Any]]:
     """500 x 100 x 25, rank 10, X >= 0 active: to be certified to 1e-6 within 60 / 40 / 10 SVDs."""
     rows = []
     for relative in (0.0, 0.01, 0.1):
         for seed in seeds:
             D, P = gamma_problem(seed=seed)
             name = f"500 x 100 x 25, radius {relative:.0%}, seed {seed}"
-            rows.append(row(name, D, P, unit, repeats, radius=relative * float(np.linalg.norm(D))))
+            rows.append(row(name, D, P, repeats, radius=relative * float(np.linalg.norm(D))))
     return rows
 
 
-def from_noise(unit: float, repeats: int = 3) -> list[dict[str, Any]]:
+def from_noise(repeats: int = 3) -> list[dict[str, Any]]:
     """500 x 100 x 25, noise of 1 / 5 / 20 % of the pools' sd, radius from noise_var."""
     rows = []
     for share in (0.01, 0.05, 0.2):
         D, P = gamma_problem()
         sd = share * D.std()
         D = D + sd * np.random.default_rng(1).normal(size=D.shape)
-        rows.append(row(f"500 x 100 x 25, noise {share:.0%}", D, P, unit, repeats, noise_var=sd**2))
+        rows.append(row(f"500 x 100 x 25, noise {share:.0%}", D, P, repeats, noise_var=sd**2))
     return rows
 
 
-def several_designs(unit: float, count: int = 20) -> list[dict[str, Any]]:
+def several_designs(count: int = 20) -> list[dict[str, Any]]:
     """Random problems with 2 to 6 designs, each solved once."""
     rows = []
     for seed in range(count):
         D, P, arguments = several_designs_problem(seed)
-        rows.append(row(f"{len(D)} designs, problem {seed}", D, P, unit, 1, **arguments))
+        rows.append(row(f"{len(D)} designs, problem {seed}", D, P, 1, **arguments))
     return rows
 
 
-def beside_conic(unit: float, repeats: int = 5, peers: tuple[str, ...] = PEERS) -> list[dict[str, Any]]:
+def beside_conic(repeats: int = 5, peers: tuple[str, ...] = PEERS) -> list[dict[str, Any]]:
     """50 x 20 x 5, radius 1 %: our solver, then general conic solvers, with the difference of the objectives."""
     D, P = gamma_problem(50, 20, 5, 4)
     radius = 0.01 * float(np.linalg.norm(D))
     name = "50 x 20 x 5, radius 1 %"
-    ours = row(name, D, P, unit, repeats, radius=radius)
+    ours = row(name, D, P, repeats, radius=radius)
     rows = [ours]
     for solver in peers:
         other = {"problem": name, **peer(solver, D, P, radius)}

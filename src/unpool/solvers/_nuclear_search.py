@@ -63,7 +63,15 @@ def _unconstrained(full: Full) -> Point:
     none = np.zeros(0, dtype=np.intp)
     left, s, right = np.linalg.svd(full.T, full_matrices=False)
     rank = full.L.shape[1]
-    at = Point(full.T @ full.Q.T, left[:, :rank] @ right[:rank], none, none, np.zeros(0))
+    Y, T = left[:, :rank] @ right[:rank], full.T
+    for _ in range(2):  # XQ - T = -radius Y/p² / ‖Y/p‖ with Y the polar factor of X, as a fixed point
+        near = full.T - full.radius / float(np.linalg.norm(Y / full.p)) * Y / full.p**2
+        turn, _, back = np.linalg.svd(full.L.T @ near, full_matrices=False)
+        polar = full.L @ (turn @ back)
+        if np.linalg.norm(polar - Y) > 0.3:
+            break
+        Y, T = polar, near
+    at = Point(T @ full.Q.T, Y, none, none, np.zeros(0))
     reduced = reduce(full, none, none)
     # with a smaller sigma the first subproblem is solved by Y = 0, where the norm of Y has a kink
     above = full.base

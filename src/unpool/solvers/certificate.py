@@ -36,7 +36,7 @@ def duality_gap(
     radius
         Bound on the Frobenius norm of all residuals together, in the units of D.
     Y
-        Cells x pools, or a sequence with one entry a design.
+        Cells x pools, or a sequence with one entry a design, as in `Solution.dual`.
     Z
         Cells x genes, nonnegative; all zero when the bound shall hold without X >= 0.
 
@@ -57,7 +57,7 @@ def duality_gap(
     True
     """
     Ds, Ps = as_batches(D, P)
-    Ys, _ = as_batches(Y, P)
+    Ys, _ = as_batches(Y if np.ndim(Y[0]) == 2 else [Y], Ps)  # type: ignore[index]
     X, Z = np.asarray(X), np.asarray(Z)
     if np.any(Z < 0):
         return float("inf")
