@@ -15,7 +15,7 @@ from unpool import io
 from unpool.errors import InputError
 from unpool.intervals import PROBABILITIES, Calibration
 from unpool.model import HeldOut, Model, crossfit
-from unpool.model._crossfit import folds_of, per_gene_pearson, simulated_pools
+from unpool.model._crossfit import _profile, folds_of, per_gene_pearson, simulated_pools
 
 
 def fails(check: Any, *broken: Any, **broken_by_name: Any) -> None:
@@ -181,6 +181,26 @@ def test_no_cell_is_decoded_by_a_model_that_saw_it() -> None:
     seen.clear()
     cells_alone = crossfit(X, [(P, R)], [1.0], fit, rng=np.random.default_rng(0))
     fails(check, cells_alone, group)  # the twin that splits groups
+
+
+def test_copies_of_a_cell_are_held_out_together(fresh: SimpleNamespace) -> None:
+    """Twenty copies of each of 60 cells know as little about fresh cells as the 60."""
+    copies = ad.AnnData(np.repeat(np.asarray(fresh.reference.X[:60]), 20, axis=0), var=fresh.reference.var[[]].copy())
+
+    def check(decoded: ad.AnnData) -> None:
+        lower, upper = ends(decoded, 0.9)
+        assert ((lower <= fresh.X) & (fresh.X <= upper)).mean() > 0.8
+        real = per_gene_pearson(fresh.X, np.asarray(decoded.X, dtype=float))
+        assert (decoded.var["expected_pearson"] - real).mean() < 0.06
+
+    check(up.decode(fresh.pools, copies, noise_var="recorded"))
+    torn = ad.AnnData(np.asarray(copies.X) * (1 + 1e-6 * np.arange(1200)[:, None]), var=copies.var)
+    fails(check, up.decode(fresh.pools, torn, noise_var="recorded"))  # the twin that tears them apart
+    few = up.decode(fresh.pools, copies[: 15 * 20].copy(), noise_var="recorded")
+    assert "not calibrated" in few.uns["unpool"]["intervals"]["source"]
+    silent = _profile(np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
+    assert silent[0] != silent[2]
+    assert silent[1] == silent[3]
 
 
 def test_models_may_learn_from_the_simulated_pools_alone(fresh: SimpleNamespace) -> None:
