@@ -196,7 +196,7 @@ def test_copies_of_a_cell_are_held_out_together(fresh: SimpleNamespace) -> None:
     check(up.decode(fresh.pools, copies, noise_var="recorded"))
     torn = ad.AnnData(np.asarray(copies.X) * (1 + 1e-6 * np.arange(1200)[:, None]), var=copies.var)
     fails(check, up.decode(fresh.pools, torn, noise_var="recorded"))  # the twin that tears them apart
-    few = up.decode(fresh.pools, copies[: 15 * 20].copy(), noise_var="recorded")
+    few = up.decode(fresh.pools, copies[: 15 * 20].copy(), method="gaussian", noise_var="recorded")
     assert "not calibrated" in few.uns["unpool"]["intervals"]["source"]
     silent = _profile(np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
     assert silent[0] != silent[2]
@@ -244,7 +244,7 @@ def test_within_a_group_is_what_a_new_group_can_expect() -> None:
 
 def test_groups_reach_decode(fresh: SimpleNamespace) -> None:
     def source(group: Any) -> str:
-        decoded = up.decode(fresh.pools, fresh.reference, noise_var="recorded", reference_group=group)
+        decoded = up.decode(fresh.pools, fresh.reference, method="gaussian", noise_var=1.0, reference_group=group)
         return str(decoded.uns["unpool"]["intervals"]["source"])
 
     assert source("cell_type").endswith("held out in 5 folds of whole groups")
@@ -285,7 +285,7 @@ def test_simulated_noise_has_the_covariance_and_ignores_the_order_of_pools() -> 
 
 
 def test_what_cannot_be_calibrated_says_so(fresh: SimpleNamespace) -> None:
-    few = up.decode(fresh.pools, fresh.reference[:12].copy(), noise_var="recorded")
+    few = up.decode(fresh.pools, fresh.reference[:12].copy(), method="gaussian", noise_var="recorded")
     assert "too few reference cells" in few.uns["unpool"]["intervals"]["source"]
     assert "expected_pearson" not in few.var
     by_model = up.decode(fresh.pools, Model.from_cells(fresh.reference), noise_var="recorded")
@@ -294,7 +294,7 @@ def test_what_cannot_be_calibrated_says_so(fresh: SimpleNamespace) -> None:
     X, sd = np.asarray(by_model.X, dtype=float), by_model.layers["sd"]
     assert np.allclose(upper, X + stats.norm.ppf(0.95) * sd, rtol=1e-5)
     assert np.allclose(lower, np.maximum(X - stats.norm.ppf(0.95) * sd, 0), rtol=1e-5, atol=1e-5)
-    no_sd = up.decode(fresh.pools, fresh.reference, noise_var="recorded", sd=False)
+    no_sd = up.decode(fresh.pools, fresh.reference, method="gaussian", noise_var="recorded", sd=False)
     assert "expected_pearson" in no_sd.var
     with pytest.raises(InputError, match="no layers"):
         up.intervals(no_sd)
