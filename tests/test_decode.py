@@ -284,7 +284,10 @@ def test_a_solver_that_stops_early_is_never_silent(exact, monkeypatch, tmp_path)
     _, one, _ = exact
     whole = solvers.als
     monkeypatch.setattr(solvers, "als", lambda *a, **k: whole(*a, **k, max_iter=2))
-    with pytest.warns(NotConvergedWarning, match=r"not converged.*max_iter"), pytest.warns(UserWarning, match="als without"):
+    with (
+        pytest.warns(NotConvergedWarning, match=r"not converged.*max_iter"),
+        pytest.warns(UserWarning, match="als without"),
+    ):
         x = up.decode(one, method="als", rank=2)
     assert not x.uns["unpool"]["converged"]
     io.write_h5ad(one, tmp_path / "p.h5ad")

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unpool.solvers._nuclear_newton import Pairs, Spectrum, newton_step
+from unpool.solvers._nuclear_newton import Indices, Pairs, Spectrum, newton_step
 from unpool.solvers._solution import Array
 
-__all__ = ["Full", "Point", "Reduced", "proximal_step", "reduce"]
+__all__ = ["Full", "Indices", "Point", "Reduced", "proximal_step", "reduce"]
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,19 @@ class Full:
 class Point:
     """X cells x genes, Y cells x k, and z >= 0 on the pairs (cell, gene) whose X >= 0 is enforced so far.
 
-    `steps` counts Newton steps, `change` is the last relative change of X; `error` estimates the relative duality gap.
+    `steps` counts Newton steps, `change` is the last relative change of X; `error` estimates the relative duality gap,
+    `settled` says whether the last outer step was solved to its tolerance.
     """
 
     X: Array
     Y: Array
-    cell: Array
-    gene: Array
+    cell: Indices
+    gene: Indices
     z: Array
     steps: int = 0
     change: float = 1.0
     error: float = 1.0
+    settled: bool = False
 
     def Z(self) -> Array:
         """Multipliers as a cells x genes matrix."""
@@ -71,8 +73,8 @@ class Reduced:
     p: Array
     radius: float
     pairs: Pairs
-    kept: Array
-    others: Array
+    kept: Indices
+    others: Indices
     basis: Array
     columns: Array
 
@@ -88,7 +90,7 @@ class Reduced:
         return out
 
 
-def reduce(full: Full, cell: Array, gene: Array) -> Reduced:
+def reduce(full: Full, cell: Indices, gene: Indices) -> Reduced:
     """Compress `full` around the pairs (cell, gene). Cost: cells x rank(T)² + genes x columns²."""
     n, g = len(full.T), len(full.Q)
     kept, row = np.unique(cell, return_inverse=True)
@@ -123,7 +125,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
         return spectrum, value + reduced.radius * float(np.linalg.norm(Y / p))
 
     spectrum, phi = look(Y, z)
-    steps = 0
+    steps, settled = 0, False
     for steps in range(max_newton + 1):
         image = spectrum.shrunk
         gY, gz = image @ Q - T, pairs.read(image)
@@ -136,7 +138,8 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
             diagonal = pull / p**2
             away = np.sqrt(pull) / length * Y / p**2
         miss = float(np.hypot(np.linalg.norm(gY), np.linalg.norm(np.where(z > 0, gz, np.minimum(gz, 0.0))))) / size
-        if steps == max_newton or miss <= 0.1 * min(at.change, 0.1) or miss <= 1e-13:
+        settled = miss <= max(0.1 * min(at.change, 0.1), 1e-13)
+        if settled or steps == max_newton:
             break
         lm = full.base * max(0.1 * miss, 1e-6)
         dY, dz = newton_step(spectrum, Q, pairs, diagonal + lm, lm, gY, gz, z, away)
@@ -161,5 +164,6 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
         z=z,
         steps=at.steps + steps,
         change=float(np.linalg.norm(image - X)) / max(float(np.linalg.norm(image)), tiny),
+        settled=settled,
         error=abs(value - bound) / max(value, tiny),
     )

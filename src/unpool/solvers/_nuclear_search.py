@@ -6,51 +6,56 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.linalg import LinAlgError
 
-from unpool.solvers._nuclear_core import Full, Point, proximal_step, reduce
+from unpool.solvers._nuclear_core import Full, Indices, Point, proximal_step, reduce
 from unpool.solvers._nuclear_span import solve_in_span
-from unpool.solvers._solution import Array
 
 __all__ = ["solve_one_design"]
 
 MAX_PAIRS = 1200  # beyond this many enforced entries the Newton systems cost more than alternating directions
 
 
+NEWTON = 4  # Newton steps in one outer step, at most
+BUDGET = 150  # and in all
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """Penalty of the outer steps, in units of the scale of X: `start`, times `growth`, at most `top`.
+    """Penalty of the outer steps, in units of the scale of X.
 
-    `newton` steps at most in each outer step, `budget` in all.
+    It begins at `start`, is at most `top`, and is multiplied by `growth` after an outer step that Newton's method
+    solved to its tolerance, divided by it after one that it did not.
     """
 
     start: float
     growth: float
     top: float
-    newton: int
-    budget: int
 
 
-BALL = Schedule(30.0, 3.0, 1e3, 2, 60)
-EXACT = Schedule(1.0, 2.0, 100.0, 4, 60)
-EXACT_SLOWLY = Schedule(1.0, 1.5, 20.0, 20, 120)
+BALL = Schedule(30.0, 3.0, 1e3)
+EXACT = Schedule(1.0, 2.0, 100.0)
 
 
 def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) -> Point | None:
     """Solve a relaxed program, then enforce X >= 0 on the worst entries until `accept` takes the point.
 
-    With a positive radius the relaxed program leaves X >= 0 out; at radius 0 that has a closed form, and X is kept in the
-    span of the measurement instead. None: the budget of Newton steps or of enforced entries is spent.
+    With a positive radius the relaxed program leaves X >= 0 out; at radius 0 that has a closed form, and X is kept in
+    the span of the measurement instead. None: the budget of Newton steps or of enforced entries is spent, or a system
+    is singular.
     """
-    if full.radius > 0 or not nonneg:
-        at = _unconstrained(full)
-        if accept(at) or not nonneg:
-            return at
-        return _enforce(full, at, BALL, accept)
-    at, settled = solve_in_span(full)
-    if settled and accept(at):
-        return at
-    at = replace(at, change=1.0)
-    return _enforce(full, at, EXACT, accept) or _enforce(full, at, EXACT_SLOWLY, accept)
+    try:
+        if full.radius > 0 or not nonneg:
+            at = _unconstrained(full)
+            if accept(at) or not nonneg:
+                return at
+            return _enforce(full, at, BALL, accept)
+        start = solve_in_span(full)
+        if start is None or accept(start):
+            return start
+        return _enforce(full, replace(start, change=1.0), EXACT, accept)
+    except LinAlgError:
+        return None
 
 
 def _unconstrained(full: Full) -> Point:
@@ -73,32 +78,29 @@ def _unconstrained(full: Full) -> Point:
 
 
 def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point], bool]) -> Point | None:
-    """Alternate between outer steps and new enforced entries; drop those without multiplier once none is missing."""
-    sigma = schedule.start * full.base
-    end = at.steps + schedule.budget
+    """Alternate between outer steps and new enforced entries; once none is missing, drop those without multiplier."""
+    sigma, top = schedule.start * full.base, schedule.top * full.base
+    end = at.steps + BUDGET
     pruned = False
-    while at.steps < end:
-        new = _worst(at)
-        if len(new[0]):
-            at = _add(at, *new)
+    for _ in range(BUDGET):
+        cell, gene = _worst(at)
+        if cell.size:
+            at = _add(at, cell, gene)
         elif at.change < 1e-2 and not pruned:
             keep = at.z > 0
             at = replace(at, cell=at.cell[keep], gene=at.gene[keep], z=at.z[keep])
             pruned = True
-        if len(at.z) > MAX_PAIRS:
+        if at.z.size > MAX_PAIRS or at.steps >= end:
             return None
-        before = at.steps
-        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, schedule.newton)
+        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, NEWTON)
         if accept(at):
             return at
-        if at.steps == before and len(new[0]) == 0 and at.change < 1e-14:
-            return None
-        sigma = min(schedule.growth * sigma, schedule.top * full.base)
+        sigma = min(schedule.growth * sigma, top) if at.settled else sigma / schedule.growth
     return None
 
 
-def _worst(at: Point) -> tuple[Array, Array]:
-    """Negative entries, not enforced yet, of the 25 cells with the most negative ones (none below a tenth of the worst)."""
+def _worst(at: Point) -> tuple[Indices, Indices]:
+    """Negative entries not enforced yet, in the 25 worst cells, or fewer: those within a tenth of the worst entry."""
     low = at.X.copy()
     low[at.cell, at.gene] = 0.0
     depth = low.min(axis=1)
@@ -112,7 +114,7 @@ def _worst(at: Point) -> tuple[Array, Array]:
     return cells[row], gene
 
 
-def _add(at: Point, cell: Array, gene: Array) -> Point:
+def _add(at: Point, cell: Indices, gene: Indices) -> Point:
     """Add pairs with multiplier 0."""
     return replace(
         at,

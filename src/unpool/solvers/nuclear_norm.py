@@ -218,26 +218,33 @@ def _fast(program: Program, problem: NormalForm, note: str) -> Solution | None:
 
 
 def _slow(program: Program, problem: NormalForm, max_iter: int, note: str) -> Solution:
-    """Alternating directions until certified, from the minimum-norm X."""
-    X = problem.adjoint(problem.T)
-    s = np.linalg.svd(X, compute_uv=False)
-    sigma = 0.3 * float(np.median(s[s > 1e-4 * s[0]]))
-    answers: list[Answer] = []
+    """Alternating directions until certified, from the minimum-norm X; the best answer seen is returned."""
+    best: list[Answer] = []
 
     def measure(at: Iterate) -> tuple[float, float]:
         if at.step % CHECK_EVERY and at.step < max_iter:
             return at.objective, float("inf")
-        answers[:] = [program.judge(at.X, problem.pool_dual(at.Y), at.Z, repair=True)]
-        return at.objective, answers[0].error
+        answer = program.judge(at.X, problem.pool_dual(at.Y), at.Z, repair=True)
+        if not best or (answer.error, answer.residual) < (best[0].error, best[0].residual):
+            best[:] = [answer]
+        return at.objective, answer.error
 
     run = iterate(
-        lambda at: admm_step(problem, at, sigma, program.nonneg),
-        start_at(problem, X, sigma),
+        lambda at: admm_step(problem, at, program.nonneg),
+        start_at(problem, problem.adjoint(problem.T)),
         tol=program.tol,
         max_iter=max_iter,
         measure=measure,
     )
-    return _solution(answers[0], run.converged, run.status + note, run.n_iter, run.trace)
+    if not best:
+        best = [program.judge(run.state.X, problem.pool_dual(run.state.Y), run.state.Z)]
+    status = run.status
+    if not run.converged:
+        status = (
+            f"not converged after {run.n_iter} steps: gap {best[0].gap:.1e} (tol {program.tol:.0e}), residual "
+            f"{best[0].residual:.6g} for radius {program.radius:.6g}; raise max_iter, or accept it with a larger tol"
+        )
+    return _solution(best[0], run.converged, status + note, run.n_iter, run.trace)
 
 
 def _infeasible(program: Program, smallest: float, note: str) -> Solution:
@@ -248,8 +255,8 @@ def _infeasible(program: Program, smallest: float, note: str) -> Solution:
         objective=float(np.linalg.norm(program.nearest, "nuc")),
         residual=smallest,
         converged=False,
-        status=f"infeasible: no {wish} has a residual within radius {program.radius:.4g}, the smallest reachable one is "
-        f"{smallest:.6g} (returned); raise the radius to at least that{note}",
+        status=f"infeasible: no {wish} has a residual within radius {program.radius:.6g}; the smallest reachable one is "
+        f"{smallest:.6g} (returned): raise the radius above it{note}",
     )
 
 
