@@ -166,12 +166,24 @@ def main() -> None:
         found["expected_rank"] = float(spearmanr(expected, real)[0])
         found["least_worst_gene_90"] = min(run[0]["worst_gene_90"] for run in runs)
         results[setting] = {"mean": found, "repeats": [run[0] for run in runs]}
-        print(f"\n{setting}, {given.repeats} repeats: mean Pearson {found['pearson']:.4f}, expected {found['expected_pearson']:.4f}")
-        for key in ("coverage_90", "worst_gene_90", "least_worst_gene_90", "score_90", "coverage_50", "worst_gene_50", "score_50"):
+        print(
+            f"\n{setting}, {given.repeats} repeats: mean Pearson {found['pearson']:.4f}, expected {found['expected_pearson']:.4f}"
+        )
+        for key in (
+            "coverage_90",
+            "worst_gene_90",
+            "least_worst_gene_90",
+            "score_90",
+            "coverage_50",
+            "worst_gene_50",
+            "score_50",
+        ):
             print(f"  {key:<20} {within(found[key], bars[key]) if key in bars else f'{found[key]:.3f}'}")
         for key, bar in EXPECTED_BARS.items():
             print(f"  {key:<20} {within(found[key], bar) if setting in EXPECTED_IN else f'{found[key]:.3f}'}")
-        print(f"  seconds              {found['seconds']:.1f} (without cross-fitting {found['seconds_without_crossfit']:.1f})")
+        print(
+            f"  seconds              {found['seconds']:.1f} (without cross-fitting {found['seconds_without_crossfit']:.1f})"
+        )
     record = {
         "machine": platform.machine(), "python": platform.python_version(), "threads": given.threads,
         "repeats": given.repeats, "results": results,
