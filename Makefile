@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test lint bench clean
+# two settings that some machines make for OpenBLAS slow its matrix products down; measure without them
+MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python
+BENCHMARKS := solvers notebook decoder uncertainty speed million
+
+.PHONY: demo test lint bench notebook clean
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,9 +28,15 @@ lint: $(READY)  ## style, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## speed and accuracy beside peers; writes benchmarks/results
+bench: $(READY)  ## speed and accuracy beside peers; writes benchmarks/results and benchmarks/README.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
-	@$(BIN)/python benchmarks/notebook.py
+	@failed=0; for script in $(wildcard $(BENCHMARKS:%=benchmarks/%.py)); do \
+	  echo; echo "== $$script"; $(MEASURE) $$script || failed=1; \
+	done; $(BIN)/python benchmarks/page.py; exit $$failed
+
+notebook: $(READY)  ## run docs/notebook.ipynb and store what it prints and draws
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False docs/notebook.ipynb
 
 clean:
 	rm -rf $(VENV) demo-output build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pandas as pd
+from _harness import machine, write
 from anndata import AnnData
 
 import unpool as up
@@ -36,21 +37,37 @@ def peak_gb() -> float:
 
 
 def main() -> None:
-    """Decode and print."""
+    """Decode, print, and write results/million.json when it was a million."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=None)
     n = parser.parse_args()
+    about = machine()
     reference, pools = pools_of(n.cells, 100, 25)
     up.decode(pools[:5000].copy(), reference, sd=False, rng=0)  # compile
     before, start = peak_gb(), time.perf_counter()
     decoded = up.decode(pools, reference, sd=False, rng=0, n_threads=n.threads)
     seconds, output = time.perf_counter() - start, decoded.X.nbytes / 1024**3
+    beyond = peak_gb() - before - output
     print(
         f"{n.cells:,} cells x 25 pools -> 100 genes in {seconds:.0f} s ({n.cells / seconds:,.0f} cells a second); "
         f"peak {peak_gb():.2f} GB = {before:.2f} GB before (input and libraries) + {output:.2f} GB output "
-        f"+ {peak_gb() - before - output:.2f} GB"
+        f"+ {beyond:.2f} GB"
     )
+    if n.cells < 1_000_000:
+        return
+    columns = [
+        "cells",
+        "pools",
+        "genes",
+        "memory beyond input and output",
+        "that, in units of the output",
+        "time",
+        "cells a second",
+    ]
+    row = [n.cells, 25, 100, f"{beyond:.2f} GB", beyond / output, f"{seconds:.0f} s", round(n.cells / seconds)]
+    notes = ["Mixture decoder, sd=False, one process, one run; input and libraries before it: " + f"{before:.2f} GB."]
+    write("million", {"title": "A million cells", "machine": about, "columns": columns, "rows": [row], "notes": notes})
 
 
 if __name__ == "__main__":

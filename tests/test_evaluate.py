@@ -14,6 +14,7 @@ import pytest
 from scipy import sparse, stats
 
 import unpool as up
+from unpool import baselines
 from unpool.errors import InputError
 from unpool.evaluate import evaluate
 from unpool.measure import recorded_design
@@ -275,13 +276,13 @@ def test_neighbours_find_the_reference_cells_themselves(monkeypatch: pytest.Monk
     e["truth"] = e["reference"]
     e["pooled"] = up.measure(e["reference"], up.Design(np.eye(12), genes=list(e["reference"].var_names)))
     e["decoded"] = ad.AnnData(e["reference"].X, obs=e["reference"].obs, var=e["reference"].var)
-    monkeypatch.setattr(module, "N_NEIGHBOURS", 1)
+    monkeypatch.setattr(baselines, "N_NEIGHBOURS", 1)
 
     def check() -> None:
         assert np.allclose(evaluate(**e).genes["pearson_neighbours"], 1)
 
     check()
-    monkeypatch.setattr(module, "N_NEIGHBOURS", 15)
+    monkeypatch.setattr(baselines, "N_NEIGHBOURS", 15)
     catches(check)
 
 

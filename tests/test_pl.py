@@ -117,7 +117,7 @@ def test_genes_draws_the_interval_cut_at_zero(e: dict[str, Any]) -> None:
     ax = pl.genes(e["decoded"], e["truth"], "g5", ax=axes())
     (bars,) = (c for c in ax.collections if isinstance(c, LineCollection))
     y = np.asarray(e["decoded"].X[:, 5])
-    want = np.stack([np.maximum(y - 1.6448536, 0), y + 1.6448536], axis=1)
+    want = np.maximum(np.stack([y - 1.6448536, y + 1.6448536], axis=1), 0)
     assert np.allclose([segment[:, 1] for segment in bars.get_segments()], want, atol=1e-6)
     with pytest.raises(InputError, match="closest name there is 'g5'"):
         pl.genes(e["decoded"], e["truth"], "g55", ax=axes())

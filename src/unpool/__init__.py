@@ -15,6 +15,7 @@ matrix M with error bars, and says so when the data cannot determine it. The pat
 `crossvalidate`       each pool hidden and predicted from the others: needs no truth
 `evaluate`            scores, always beside trivial baselines
 `report`, `pl`        one HTML page; plots
+`benchmark`           every method and baseline on your own data, before any experiment
 `solvers`             arrays in, `Solution` out
 ====================  =====================================================================================
 """
@@ -29,6 +30,7 @@ __version__ = _version("unpool")
 
 # A function that shares its name with its module is imported here, so that the name means the function.
 from unpool import design, errors, simulate
+from unpool.benchmark import benchmark
 from unpool.crossvalidate import crossvalidate
 from unpool.decode import decode
 from unpool.design import Design
@@ -49,6 +51,7 @@ __all__ = [
     "Design",
     "Model",
     "__version__",
+    "benchmark",
     "crossvalidate",
     "decode",
     "design",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,13 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from unpool._validate import choice, dense, generator, integer
-from unpool.decode import decode, learn
+from unpool._validate import choice, dense, generator, integer, intensities
+from unpool.decode import learn
 from unpool.design import Design
-from unpool.errors import InputError, UnpoolWarning
+from unpool.errors import InputError
 from unpool.evaluate import pearson
 from unpool.io import write_csv
+from unpool.kernels.blocks import one_thread
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def crossvalidate(
     proportions). Baselines know no more: the pool's mean is the reference's, "total" is proportional to the sum of the
     other pools, "linear" is the posterior mean of one Gaussian with the model's mean and covariance. Genes that only the
     hidden pool measures are inferred, so that the score is a lower bound of what all pools together can do. With several
-    designs each design's pools are rows of their own. Cost: one fit, and two decodings a pool.
+    designs each design's pools are rows of their own. Cost: one fit, and a decoding without sd for each pool.
 
     Examples
     --------
@@ -131,39 +131,44 @@ def crossvalidate(
         choice(noise_var, ["recorded"], "noise_var")
         noise_var, noise_stage = recorded_noise(pooled)
     step = -(-pooled.n_obs // integer(n_cells, "n_cells"))
-    pooled = pooled[::step].copy()
+    pooled = pooled[::step]
     design, index = recorded_design(pooled)
+    intensities(pooled, what="the pools")
     model = learn(reference, design, method, layer, None, None, generator(rng), n_threads).model
-    noise = [
-        design_noise(noise_var, noise_stage, design, b)
-        if noise_var is not None
-        else noise_covariance(
-            model.estimate_noise(dense(pooled.X)[index == b], P, noise_stage=noise_stage), P, noise_stage
-        )
-        for b, P in enumerate(design.matrices)
-    ]
-    rows = []
-    for k in np.flatnonzero(np.any(design.matrices, axis=(0, 1))):
-        kept = _others(design, int(k))
-        given = None if noise_var is None else _noise_of(noise_var, noise_stage, kept, design.n_designs)
-        predicted = _predict(pooled[:, kept].copy(), model, given, noise_stage, n_threads)
-        for b, P in enumerate(design.matrices):
-            mine, p = index == b, P[:, k]
-            if p.any() and mine.any():
-                hidden = dense(pooled.X[:, [k]])[mine, 0]
-                rows.append(
-                    _scores(design, b, int(k), hidden, {name: x[mine] @ p for name, x in predicted.items()}, noise[b])
-                )
+    with one_thread():
+        rows = _hidden_in_turn(dense(pooled.X), design, index, model, noise_var, noise_stage, n_threads)
     pools = pd.DataFrame(rows).set_index("pool")
     genes = pools[pools["gene"] != ""].reset_index().set_index("gene").drop(columns="n_genes")
     return CrossValidation(pools, genes, _summary(pools, genes, method, pooled.n_obs))
 
 
-def _others(design: Design, k: int) -> NDArray[np.bool_]:
-    """Pools that stay when pool k is hidden: those that are no multiple of it in every design."""
-    columns = np.vstack(design.matrices)
-    size = np.linalg.norm(columns, axis=0)
-    kept: NDArray[np.bool_] = columns.T @ columns[:, k] < (1 - 1e-9) * size * size[k]
+def _hidden_in_turn(
+    D: Array, design: Design, index: NDArray[np.intp], model: Model, noise_var: Any, stage: str, n_threads: int | None
+) -> list[dict[str, Any]]:
+    """Scores of every pool of every design."""
+    rows = []
+    for b, P in enumerate(design.matrices):
+        cells = D[index == b]
+        if not len(cells):
+            continue
+        noise = None if noise_var is None else design_noise(noise_var, stage, design, b)
+        estimate = (
+            noise_covariance(model.estimate_noise(cells, P, noise_stage=stage), P, stage) if noise is None else noise
+        )
+        for k in np.flatnonzero(P.any(axis=0)):
+            kept = _others(design, b, int(k))
+            given = None if noise is None else noise[np.ix_(kept, kept)]
+            predicted = _predict(model, cells[:, kept], P[:, kept], given, stage, n_threads)
+            foretold = {name: x @ P[:, k] for name, x in predicted.items()}
+            rows.append(_scores(design, b, int(k), cells[:, k], foretold, estimate[k, k]))
+    return rows
+
+
+def _others(design: Design, b: int, k: int) -> NDArray[np.bool_]:
+    """Pools of design b that stay when pool k is hidden: those that are no multiple of it."""
+    P = design.matrices[b]
+    size = np.linalg.norm(P, axis=0)
+    kept: NDArray[np.bool_] = P.T @ P[:, k] < (1 - 1e-9) * size * size[k]
     if not kept.any():
         raise InputError(
             f"no pool is left when pool {design.pools[k]!r} and its replicates are hidden; crossvalidate needs pools that "
@@ -172,32 +177,20 @@ def _others(design: Design, k: int) -> NDArray[np.bool_]:
     return kept
 
 
-def _noise_of(noise_var: Any, stage: str, kept: NDArray[np.bool_], n_designs: int) -> Any:
-    """`noise_var` of the pools that stay."""
-    v = np.asarray(noise_var, dtype=np.float64)
-    if v.ndim == 2 and not (n_designs > 1 and v.shape[0] == n_designs and stage == "pool"):
-        return v[np.ix_(kept, kept)]
-    return v[..., kept] if stage == "pool" and v.ndim else v
-
-
-def _predict(others: AnnData, model: Model, noise_var: Any, stage: str, n_threads: int | None) -> dict[str, Array]:
+def _predict(model: Model, D: Array, P: Array, R: Array | None, stage: str, n_threads: int | None) -> dict[str, Array]:
     """Expression of the cells as the model ("") and each baseline tell it from the pools that stay: cells x genes."""
-    decoded = {}
-    for name, of in (("", model), ("linear", model.linear())):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnpoolWarning)  # genes that only the hidden pool measures
-            answer = decode(
-                others, of, noise_var=noise_var, noise_stage=stage, sd=False, crossfit=False, n_threads=n_threads
-            )
-        decoded[name] = dense(answer.X)
-    design, index = recorded_design(others)
-    total = dense(others.X).sum(axis=1)
-    expected = np.array([float((model.mean @ P).sum()) for P in design.matrices])[index]
-    share = np.divide(total, expected, out=np.ones(len(total)), where=expected > 0)
-    return decoded | {"mean": np.tile(model.mean, (len(total), 1)), "total": np.outer(share, model.mean)}
+    if R is None:
+        R = noise_covariance(model.estimate_noise(D, P, noise_stage=stage), P, stage)
+    found = {
+        name: np.asarray(of.posterior(D, P, noise_var=R, sd=False, n_threads=n_threads).mean, dtype=np.float64)
+        for name, of in (("", model), ("linear", model.linear()))
+    }
+    total, expected = D.sum(axis=1), float((model.mean @ P).sum())
+    share = total / expected if expected > 0 else np.ones(len(D))
+    return found | {"mean": np.tile(model.mean, (len(D), 1)), "total": np.outer(share, model.mean)}
 
 
-def _scores(design: Design, b: int, k: int, d: Array, predicted: dict[str, Array], noise: Array) -> dict[str, Any]:
+def _scores(design: Design, b: int, k: int, d: Array, predicted: dict[str, Array], noise_var: float) -> dict[str, Any]:
     """One row of the table: pool k of design b, measured as d."""
     genes = np.flatnonzero(design.matrices[b][:, k])
     several = design.n_designs > 1
@@ -208,7 +201,7 @@ def _scores(design: Design, b: int, k: int, d: Array, predicted: dict[str, Array
         suffix = f"_{name}" if name else ""
         row[f"pearson{suffix}"] = float(pearson(d[:, None], x[:, None])[0])
         row[f"relative_error{suffix}"] = float(np.linalg.norm(d - x)) / spread if spread > 0 else np.inf
-    share = len(d) * noise[k, k] / spread**2 if spread > 0 else 1.0
+    share = len(d) * noise_var / spread**2 if spread > 0 else 1.0
     row["ceiling"] = float(np.sqrt(max(0.0, 1.0 - share)))
     return row
 

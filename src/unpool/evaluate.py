@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from unpool._validate import Table, align, blocks, dense, expression, intensities, table
+from unpool.baselines import Baseline, affine, linear, neighbours, total
 from unpool.design import Design
 from unpool.errors import InputError
 from unpool.intervals import Calibration
@@ -29,12 +30,8 @@ BASELINES = {
     "linear": "one Gaussian (linear)",
     "neighbours": "nearest neighbours",
 }
-N_NEIGHBOURS = 15
-_NOISE_SEED = 0  # of the neighbours' simulated pools: a baseline must not depend on luck that the user can draw again
 
 Floats = NDArray[np.float64]
-# one function per design, pools -> genes; every baseline is this, so that it runs block by block beside the decoder
-_Baseline = Sequence[Callable[[Floats], Floats]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -299,7 +296,7 @@ def _baselines(
     reference: Any,
     truth: tuple[Table, NDArray[np.intp], NDArray[np.intp]],
     layer: str | None,
-) -> tuple[Floats, NDArray[np.intp], dict[str, _Baseline]]:
+) -> tuple[Floats, NDArray[np.intp], dict[str, Baseline]]:
     """Pools and design of every decoded cell, and the baselines that can be computed."""
     ref = None
     if reference is not None:
@@ -318,20 +315,20 @@ def _baselines(
     order = matched_cells(answer.rows, pools.rows, "the pools")
     D, index = dense(pools.X, order), index[order]
     genes = align(answer.columns, design.genes, wanted_by="the decoded data", held_by="the design")
-    found: dict[str, _Baseline] = {
+    found: dict[str, Baseline] = {
         "mean": [lambda D: mean] * design.n_designs,
-        "total": [_total(D[index == b], mean) for b in range(design.n_designs)],
-        "minimum_norm": [_affine(np.asarray(np.linalg.pinv(P))[:, genes]) for P in design.matrices],
+        "total": [total(D[index == b], mean) for b in range(design.n_designs)],
+        "minimum_norm": [affine(np.asarray(np.linalg.pinv(P))[:, genes]) for P in design.matrices],
     }
     if ref is not None:
         R = [_noise_covariance(decoded, pooled, design, b) for b in range(design.n_designs)]
         X = dense(ref.X)[:, align(design.genes, ref.columns, wanted_by="the design", held_by="the reference")]
-        found["linear"] = _linear(X, design, R, genes)
-        found["neighbours"] = _neighbours(X, design, R, genes)
+        found["linear"] = linear(X, design, R, genes)
+        found["neighbours"] = neighbours(X, design, R, genes)
     return D, index, found
 
 
-def _by_design(baseline: _Baseline, D: Floats, index: NDArray[np.intp], n_genes: int) -> Floats:
+def _by_design(baseline: Baseline, D: Floats, index: NDArray[np.intp], n_genes: int) -> Floats:
     """Apply each design's function to its own cells."""
     out = np.empty((len(D), n_genes))
     for b in np.unique(index):
@@ -344,20 +341,6 @@ def _column_means(t: Table, rows: NDArray[np.intp]) -> Floats:
     for block in blocks(len(rows)):
         total += dense(t.X, rows[block]).sum(axis=0)
     return total / len(rows)
-
-
-def _affine(A: Floats, offset: Floats | float = 0.0, *, clip: bool = False) -> Callable[[Floats], Floats]:
-    def predict(D: Floats) -> Floats:
-        Y = D @ A + offset
-        return np.maximum(Y, 0.0) if clip else Y
-
-    return predict
-
-
-def _total(D: Floats, mean: Floats) -> Callable[[Floats], Floats]:
-    """Every gene proportional to the cell's total over its pools, relative to the design's cells."""
-    scale = float(D.sum(axis=1).mean()) if len(D) else 0.0
-    return lambda D: np.outer(D.sum(axis=1) / scale if scale > 0 else np.ones(len(D)), mean)
 
 
 def _noise_covariance(decoded: Any, pooled: AnnData, design: Design, b: int) -> Floats:
@@ -376,49 +359,6 @@ def _noise_covariance(decoded: Any, pooled: AnnData, design: Design, b: int) -> 
         return np.zeros((design.n_pools, design.n_pools))
     noise_var, stage = recorded_noise(pooled)
     return design_noise(noise_var, stage, design, b)
-
-
-def _linear(X: Floats, design: Design, R: Sequence[Floats], genes: NDArray[np.intp]) -> _Baseline:
-    """Posterior mean of one Gaussian, mu + Σ P (PᵀΣP + R)⁻¹ (d - Pᵀmu), clipped at zero; Σ by Ledoit and Wolf.
-
-    The correlation is shrunk, not the covariance: shrinking all variances to their mean would favour loud genes.
-    """
-    from sklearn.covariance import ledoit_wolf
-
-    mu, scale = X.mean(axis=0), X.std(axis=0)
-    S = scale[:, None] * ledoit_wolf((X - mu) / np.where(scale > 0, scale, 1.0), assume_centered=True)[0] * scale
-    found = []
-    for P, R_b in zip(design.matrices, R, strict=True):
-        C = P.T @ S @ P + R_b
-        C += 1e-9 * (np.trace(C) / len(C) or 1.0) * np.eye(len(C))
-        A = np.linalg.solve(C, P.T @ S)[:, genes]
-        found.append(_affine(A, mu[genes] - mu @ P @ A, clip=True))
-    return found
-
-
-def _neighbours(X: Floats, design: Design, R: Sequence[Floats], genes: NDArray[np.intp]) -> _Baseline:
-    """Mean of the reference cells whose simulated noisy pools are nearest, pools at unit standard deviation."""
-    from sklearn.neighbors import NearestNeighbors
-
-    found: list[Callable[[Floats], Floats]] = []
-    expressed = X[:, genes]
-    for P, R_b, rng in zip(design.matrices, R, np.random.default_rng(_NOISE_SEED).spawn(len(R)), strict=True):
-        eigenvalue, vector = np.linalg.eigh((R_b + R_b.T) / 2)
-        noise = rng.standard_normal((len(X), len(R_b))) * np.sqrt(np.maximum(eigenvalue, 0.0)) @ vector.T
-        pools = X @ P + noise
-        sd = pools.std(axis=0)
-        sd[sd == 0] = 1.0
-        search = NearestNeighbors(n_neighbors=min(N_NEIGHBOURS, len(X))).fit(pools / sd)
-        found.append(lambda D, search=search, sd=sd: _mean_of(expressed, search.kneighbors(D / sd)[1]))  # type: ignore[misc]
-    return found
-
-
-def _mean_of(X: Floats, neighbours: NDArray[np.intp]) -> Floats:
-    """Mean of the rows of X that each row of `neighbours` lists, without a cells x neighbours x genes array."""
-    mean = np.zeros((len(neighbours), X.shape[1]))
-    for column in neighbours.T:
-        mean += X[column] / neighbours.shape[1]
-    return mean
 
 
 # Summary

@@ -75,7 +75,7 @@ def test_one_iteration_is_one_exact_step_each(designs, ridge):
 
 def test_the_step_check_catches_an_inexact_step(monkeypatch):
     D, P, _, _ = problem(noise=0.2)
-    monkeypatch.setattr(module, "SWEEPS", 2)
+    monkeypatch.setattr(module, "LAST_SWEEPS", 2)
     start = np.ones((70, 3)), np.random.default_rng(1).gamma(1.0, size=(20, 3))
     found = als(D, P, 3, init=start, max_iter=1)
     truth = objective(D, P, found.U, best_V(D, P, found.U, 0.0))

@@ -155,14 +155,13 @@ def test_rows_that_fail_the_check_are_solved_again(monkeypatch):
         nnls(A, B)
 
 
-def kernel_violation(A, B, pinv):
-    """The kernel's own verdict when its matrices are wrong."""
+def kernel_violation(A, B, wrong):
+    """The kernel's own verdict on each row, and the truth, when one of its matrices is wrong."""
     A = np.ascontiguousarray(A / np.linalg.norm(A, axis=0))
-    U, s, Vt = np.linalg.svd(A, full_matrices=False)
-    good, Q, N, C = module._parts(U, s, Vt)
-    X, found = np.empty((len(B), len(s))), np.empty(len(B))
-    columns = np.arange(len(s))
-    pivoting.solve_rows(B, 0, len(B), A, pinv(good), Q, N, C, np.ones(len(s)), columns, X, found)
+    r = A.shape[1]
+    system = module._system(A, *np.linalg.svd(A, full_matrices=False), np.ones(r))
+    X, found = np.empty((len(B), r)), np.empty(len(B))
+    pivoting.solve_rows(B, 0, len(B), system._replace(pinv=wrong(system.pinv)), X, found)
     return found, [violation(A, B[i : i + 1], X[i : i + 1]) for i in range(len(B))]
 
 
@@ -175,6 +174,21 @@ def test_the_kernel_sees_its_own_mistakes():
     assert found.max() > 1e-9
     found, _ = kernel_violation(A, B, lambda right: right * np.nan)
     assert np.all(found == np.inf)
+
+
+@pytest.mark.parametrize("patience", [3, 0, -1])
+def test_pivoting_ends_with_any_patience(patience, monkeypatch):
+    """At -1 every flip but the first is a single one; run as plain Python, where constants can be changed."""
+    A, B = problem(12, 8, n=40)
+    A /= np.linalg.norm(A, axis=0)
+    system = module._system(A, *np.linalg.svd(A, full_matrices=False), np.ones(8))
+    monkeypatch.setattr(pivoting, "PATIENCE", patience)
+    x = np.empty((40, 8))
+    guess = np.random.default_rng(0).random((40, 8)) < 0.5  # a bad one, so that there is something to do
+    pivoting.pivot.py_func(B @ system.pinv, system.Q, system.padded_Q, guess, x)
+    assert violation(A, B, x) < 1e-12
+    pivoting.pivot.py_func(B @ system.pinv, 2 * system.Q, system.padded_Q, guess, x)
+    assert violation(A, B, x) > 1e-6
 
 
 def test_scaling_by_powers_of_two_is_exact():

@@ -12,7 +12,7 @@ from unpool._validate import generator, integer, names, number
 from unpool.design._design import Design
 from unpool.errors import InputError
 
-__all__ = ["balanced", "bernoulli"]
+__all__ = ["balanced", "bernoulli", "uncorrelated"]
 
 Matrix = NDArray[np.float64]
 
@@ -114,6 +114,79 @@ def balanced(
     return _designs(genes, n_pools, pack_ratio, n_designs, rng, draw)
 
 
+def uncorrelated(
+    genes: int | Sequence[str],
+    n_pools: int,
+    *,
+    pools_per_gene: tuple[int, int] = (1, 3),
+    max_correlation: float = 0.8,
+    max_fill_ratio: float = 4.0,
+    rng: Any = None,
+) -> Design:
+    """Put each gene into a random number of random pools, redrawn while two genes are told apart badly.
+
+    Parameters
+    ----------
+    genes
+        Number of genes, or their names.
+    n_pools
+        Number of pools.
+    pools_per_gene
+        Fewest and most pools of a gene; the number is uniform between them (before redrawing).
+    max_correlation
+        Largest correlation between the rows of two genes; genes in all pools count as correlated by 1.
+    max_fill_ratio
+        Largest ratio of the numbers of genes in the fullest and the emptiest pool.
+    rng
+        Seed, numpy Generator or None.
+
+    Examples
+    --------
+    >>> from unpool.design._random import uncorrelated
+    >>> uncorrelated(100, 25, rng=0).n_pools
+    25
+    """
+    low, high = (integer(k, "pools_per_gene") for k in pools_per_gene)
+    if low > high or low > integer(n_pools, "n_pools"):
+        raise InputError(
+            f"pools_per_gene={pools_per_gene!r} with {n_pools} pools: expected fewest <= most, fewest <= pools"
+        )
+    limit = number(max_correlation, "max_correlation", maximum=1.0)
+
+    def draw(n_genes: int, n_pools: int, rng: np.random.Generator) -> Matrix:
+        for _ in range(30):
+            W = _rows_apart(n_genes, n_pools, (low, min(high, n_pools)), limit, rng)
+            if W is not None and W.sum(axis=0).max() <= max_fill_ratio * W.sum(axis=0).min():
+                return W
+        raise InputError(
+            f"no random design of {n_genes} genes in {n_pools} pools keeps its genes' rows below a correlation of {limit:g} "
+            f"and its pools within a factor of {max_fill_ratio:g}; choose more pools, fewer genes, or give a design"
+        )
+
+    listed = _gene_names(genes)
+    return Design([draw(len(listed), n_pools, generator(rng))], genes=listed)
+
+
+def _rows_apart(
+    n_genes: int, n_pools: int, sizes: tuple[int, int], limit: float, rng: np.random.Generator
+) -> Matrix | None:
+    """Draw gene after gene, each until its row correlates with no earlier one above the limit; None after 1,000 draws."""
+    # Z: rows centred and at unit norm; genes in all pools have no direction there and share one of their own
+    W, Z = np.zeros((n_genes, n_pools)), np.zeros((n_genes, n_pools + 1))
+    for j in range(n_genes):
+        for _ in range(1000):
+            row = np.zeros(n_pools)
+            row[rng.choice(n_pools, int(rng.integers(sizes[0], sizes[1] + 1)), replace=False)] = 1.0
+            z = np.append(row - row.mean(), float(row.all()))
+            z /= np.linalg.norm(z)
+            if j == 0 or (Z[:j] @ z).max() <= limit + 1e-12:
+                W[j], Z[j] = row, z
+                break
+        else:
+            return None
+    return W
+
+
 def _designs(
     genes: int | Sequence[str],
     n_pools: int | None,
@@ -123,15 +196,20 @@ def _designs(
     draw: Callable[[int, int, np.random.Generator], Matrix],
 ) -> Design:
     """Draw designs of the asked size."""
-    listed = [f"gene_{j}" for j in range(integer(genes, "genes"))] if np.ndim(genes) == 0 else names(genes, "gene")
-    if not listed:
-        raise InputError("genes is empty; give a number of genes or their names")
+    listed = _gene_names(genes)
     if (n_pools is None) == (pack_ratio is None):
         raise InputError("give either n_pools or pack_ratio (pools / genes), and not both")
     if pack_ratio is not None:
         n_pools = max(1, round(number(pack_ratio, "pack_ratio", strict=True) * len(listed)))
     m, generators = integer(n_pools, "n_pools"), generator(rng).spawn(integer(n_designs, "n_designs"))
     return Design([draw(len(listed), m, g) for g in generators], genes=listed)
+
+
+def _gene_names(genes: int | Sequence[str]) -> list[str]:
+    listed = [f"gene_{j}" for j in range(integer(genes, "genes"))] if np.ndim(genes) == 0 else names(genes, "gene")
+    if not listed:
+        raise InputError("genes is empty; give a number of genes or their names")
+    return listed
 
 
 def _equally_full(n_genes: int, n_pools: int, k: int, rng: np.random.Generator) -> Matrix:

@@ -17,16 +17,15 @@ ENTER = 1e-12  # gradients below this, for unit columns and ||b|| = 1, are zero;
 
 
 @njit()
-def solve_rows(B: Floats, rows: Ints, A: Floats, units: Floats, columns: Ints, X: Floats, violation: Floats) -> None:
-    """Solve the given rows of B (n x m) for A (m x r, unit columns); writes their KKT violations and X.
+def solve_rows(B: Floats, rows: Ints, At: Floats, units: Floats, X: Floats, violation: Floats) -> None:
+    """Solve the given rows of B (n x m) for At = Aᵀ (r x m, unit rows); writes their KKT violations and X.
 
-    Unknown j goes to column `columns[j]` of X, times `units[j]`, what column j of A was multiplied by.
+    X[:, j] is times `units[j]`, what row j of At was multiplied by.
 
     A violation is relative to ||b|| + Σ x_j, the size of what cancels in A x - b: rounding x alone changes the gradient
     by 1e-16 of that.
     """
-    m, r = A.shape
-    At = np.ascontiguousarray(A.T)  # a column of A is a row here
+    r, m = At.shape
     basis, R, c = np.empty((min(m, r), m)), np.empty((r, r)), np.empty(r)
     F, z, refused = np.empty(r, np.int64), np.empty(r), np.empty(r, np.bool_)
     b, residual, gradient, x = np.empty(m), np.empty(m), np.empty(r), np.empty(r)
@@ -37,7 +36,7 @@ def solve_rows(B: Floats, rows: Ints, A: Floats, units: Floats, columns: Ints, X
             b[k] = B[i, k] / size
         for j in range(r):
             x[j], refused[j] = 0.0, False
-        k = 0  # |F|
+        k = int(np.int64(0))  # |F|; a plain 0 makes numba compile `append` for this one value as well
         for _ in range(100 + 10 * r):
             descend(At, b, x, residual, gradient)
             entering = -1
@@ -66,7 +65,7 @@ def solve_rows(B: Floats, rows: Ints, A: Floats, units: Floats, columns: Ints, X
             wrong = abs(gradient[j]) if x[j] > 0 else gradient[j]
             worst = max(worst, wrong)
             cancels += x[j]
-            X[i, columns[j]] = x[j] * (size * units[j])
+            X[i, j] = x[j] * (size * units[j])
         violation[i] = worst / cancels
 
 

@@ -12,57 +12,60 @@ the row is the innermost axis of every loop ("lane"), which the compiler turns i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import scipy.linalg  # noqa: F401  numba's np.dot calls its BLAS: loaded here, so that thread limits set by callers reach it
 
 from unpool.kernels._numba import Floats, Ints, Mask, Singles, njit, norm
 
-__all__ = ["BLOCK", "solve_rows"]
+__all__ = ["BLOCK", "System", "solve_rows"]
 
 BLOCK = 1024  # rows worked on together; never depends on the number of threads, so neither do the bytes
 LANES = 32
+TILE = 128  # rows whose guess is worked out within the fastest cache
 PATIENCE = 3  # full flips without fewer bad indices, before single ones (Murty's rule, which cannot cycle)
 FEASIBLE = 1e-13  # what counts as nonnegative, for unit columns of A and ||b|| = 1
 
 
-@njit(fastmath={"contract", "reassoc"})
-def solve_rows(
-    B: Floats,
-    start: int,
-    stop: int,
-    A: Floats,
-    pinv: Floats,
-    Q: Floats,
-    admm_N: Singles,
-    admm_C: Singles,
-    units: Floats,
-    columns: Ints,
-    X: Floats,
-    violation: Floats,
-) -> None:
-    """Solve rows start..stop of B (n x m), block by block; writes each row's KKT violation and X.
+class System(NamedTuple):
+    """A with unit columns, and what pivoting needs to know of it."""
 
-    A is m x r with unit columns; pinv = A⁺ᵀ (m x r); Q has the identity beside it (2r x 2r), as padding; admm_N (r x r)
-    and admm_C (m x r) are empty when the signs of x0 are guess enough. Unknown j goes to column `columns[j]` of X,
-    times `units[j]`, what column j of A was multiplied by. The violation is the norm of the projected gradient for
-    unit columns and ||b|| = 1.
+    A: Floats  # m x r
+    At: Floats  # r x m
+    pinv: Floats  # A⁺ᵀ, m x r
+    Q: Floats  # (AᵀA)⁻¹, r x r
+    padded_Q: Floats  # Q with the identity beside it, 2r x 2r
+    N: Singles  # two matrices of ADMM, r x r and m x r; empty when the signs of x0 are guess enough
+    C: Singles
+    units: Floats  # what each column of A was multiplied by
+
+
+@njit(fastmath={"contract", "reassoc"})
+def solve_rows(B: Floats, start: int, stop: int, system: System, X: Floats, violation: Floats) -> None:
+    """Solve rows start..stop of B (n x m), block by block; writes X and each row's KKT violation.
+
+    That is the norm of the projected gradient for unit columns of A and ||b|| = 1; inf if anything is not a number.
     """
+    A, At, units = system.A, system.At, system.units
     m, r = A.shape
     n = min(BLOCK, stop - start)
-    At = np.ascontiguousarray(A.T)
     b, x0, x, fit, gradient = np.empty((n, m)), np.empty((n, r)), np.empty((n, r)), np.empty((n, m)), np.empty((n, r))
     scale, zero = np.empty(n), np.empty((n, r), np.bool_)
     for first in range(start, stop, BLOCK):
         n = min(BLOCK, stop - first)
         for i in range(n):
-            size = norm(B[first + i])
+            size = 0.0
+            for k in range(m):
+                size += B[first + i, k] * B[first + i, k]
+            size = np.sqrt(size) if 1e-280 < size < 1e280 else norm(B[first + i])
             scale[i] = size if size > 0 else 1.0
             inverse = 1.0 / scale[i]
             for k in range(m):
                 b[i, k] = B[first + i, k] * inverse
-        np.dot(b[:n], pinv, x0[:n])
-        guess_zeros(b[:n], x0[:n], admm_N, admm_C, zero[:n])
-        pivot(x0[:n], Q, zero[:n], x[:n])
+        np.dot(b[:n], system.pinv, x0[:n])
+        guess_zeros(b[:n], x0[:n], system.N, system.C, zero[:n])
+        pivot(x0[:n], system.Q, system.padded_Q, zero[:n], x[:n])
         np.dot(x[:n], At, fit[:n])
         for i in range(n):
             for k in range(m):
@@ -73,7 +76,7 @@ def solve_rows(
             for j in range(r):
                 slope = 0.0 if x[i, j] == 0 and gradient[i, j] >= 0 else gradient[i, j]
                 wrong += slope * slope
-                X[first + i, columns[j]] = x[i, j] * (scale[i] * units[j])
+                X[first + i, j] = x[i, j] * (scale[i] * units[j])
             violation[first + i] = np.sqrt(wrong) if wrong < np.inf else np.inf
 
 
@@ -86,31 +89,33 @@ def guess_zeros(b: Floats, x0: Floats, N: Singles, C: Singles, zero: Mask) -> No
             for j in range(r):
                 zero[i, j] = x0[i, j] < 0
         return
-    single, c = np.empty(b.shape, np.float32), np.empty((n, r), np.float32)
-    for i in range(n):
-        for k in range(b.shape[1]):
-            single[i, k] = b[i, k]
-    np.dot(single, C, c)
-    s, absolute, turned = np.zeros_like(c), np.zeros_like(c), np.empty_like(c)
-    half = np.float32(0.5)
-    for _ in range(12):
-        for i in range(n):
+    m = b.shape[1]
+    single, c, s = np.empty((TILE, m), np.float32), np.empty((TILE, r), np.float32), np.empty((TILE, r), np.float32)
+    absolute, turned, half = np.empty((TILE, r), np.float32), np.empty((TILE, r), np.float32), np.float32(0.5)
+    for first in range(0, n, TILE):
+        rows = min(TILE, n - first)
+        for i in range(rows):
+            for k in range(m):
+                single[i, k] = b[first + i, k]
+        np.dot(single[:rows], C, c[:rows])
+        np.dot(single[:rows], C, s[:rows])
+        for _ in range(12):
+            for i in range(rows):
+                for j in range(r):
+                    absolute[i, j] = abs(s[i, j])
+            np.dot(absolute[:rows], N, turned[:rows])
+            for i in range(rows):
+                for j in range(r):
+                    s[i, j] = half * s[i, j] + turned[i, j] + c[i, j]
+        for i in range(rows):
             for j in range(r):
-                absolute[i, j] = abs(s[i, j])
-        np.dot(absolute, N, turned)
-        for i in range(n):
-            for j in range(r):
-                s[i, j] = half * s[i, j] + turned[i, j] + c[i, j]
-    for i in range(n):
-        for j in range(r):
-            zero[i, j] = s[i, j] < 0
+                zero[first + i, j] = s[i, j] < 0
 
 
 @njit(fastmath={"contract"})
-def pivot(x0: Floats, Q: Floats, zero: Mask, x: Floats) -> None:
+def pivot(x0: Floats, Q: Floats, padded_Q: Floats, zero: Mask, x: Floats) -> None:
     """Block principal pivoting from the guess `zero`; the KKT check catches a row that the cap stops."""
     n, r = x0.shape
-    dense_Q = np.ascontiguousarray(Q[:r, :r])
     w, shift = np.empty((n, r)), np.empty((n, r))
     size = np.empty(n, np.int64)  # |Z|
     fewest, patience = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -125,19 +130,18 @@ def pivot(x0: Floats, Q: Floats, zero: Mask, x: Floats) -> None:
         sort_by_size(todo[:n_todo], size, r, rows)
         for first in range(0, n_todo, LANES):
             lanes = min(LANES, n_todo - first)
-            solve_lanes(rows[first : first + lanes], x0, Q, zero, size, K, y, member, w[first : first + lanes])
-        np.dot(w[:n_todo], dense_Q, shift[:n_todo])
+            solve_lanes(rows[first : first + lanes], x0, padded_Q, zero, size, K, y, member, w[first : first + lanes])
+        np.dot(w[:n_todo], Q, shift[:n_todo])
 
         n_left = 0
         for t in range(n_todo):
             i = rows[t]
-            bad, last = 0, 0
+            bad = 0
             for j in range(r):  # without branches: their outcomes are noise, and a wrong guess costs 20 operations
                 value = w[t, j] if zero[i, j] else x0[i, j] + shift[t, j]
-                wrong = not value >= -FEASIBLE
-                bad += wrong
-                last = j if wrong else last
+                w[t, j] = value
                 x[i, j] = 0.0 if zero[i, j] else max(value, 0.0)
+                bad += not value >= -FEASIBLE
             if bad == 0:
                 continue
             if bad < fewest[i]:
@@ -146,10 +150,14 @@ def pivot(x0: Floats, Q: Floats, zero: Mask, x: Floats) -> None:
                 patience[i] -= 1
             todo[n_left] = i
             n_left += 1
+            start = 0
+            if patience[i] < 0:
+                start = r - 1
+                while w[t, start] >= -FEASIBLE:
+                    start -= 1
             size[i] = 0
             for j in range(r):
-                value = w[t, j] if zero[i, j] else x0[i, j] + shift[t, j]
-                zero[i, j] ^= (not value >= -FEASIBLE) & ((patience[i] >= 0) | (j == last))
+                zero[i, j] ^= (j >= start) & (not w[t, j] >= -FEASIBLE)
                 size[i] += zero[i, j]
         n_todo = n_left
         if n_todo == 0:

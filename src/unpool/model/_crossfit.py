@@ -81,6 +81,7 @@ def crossfit(
     shares: Sequence[float],
     fit: Callable[[Array], Model],
     *,
+    adapt: Callable[[Model, Sequence[tuple[Array, Array, Array]]], Model] | None = None,
     groups: Any = None,
     sd: bool = True,
     rng: np.random.Generator,
@@ -98,6 +99,9 @@ def crossfit(
         Share of the cells that each design measures.
     fit
         Learns a model from cells x genes.
+    adapt
+        Lets a model learn from the pools that it is to decode, (D, P, R) of each design: what the real pools may teach, the
+        simulated ones must be allowed to.
     groups
         Group of each cell: groups are left out as a whole.
     rng
@@ -124,13 +128,16 @@ def crossfit(
     mean, deviation = np.empty(X.shape), np.empty(X.shape) if sd else None
     for k in range(fold.max() + 1):
         model = fit(X[fold != k])
-        for b, (P, R) in enumerate(designs):
-            mine = np.flatnonzero((fold == k) & (measured_by == b))
-            if len(mine):
-                answer = model.posterior(pools[b][mine], P, noise_var=R, sd=sd, n_threads=n_threads)
-                mean[mine] = answer.mean
+        mine = [np.flatnonzero((fold == k) & (measured_by == b)) for b in range(len(designs))]
+        batches = [(pools[b][rows], *designs[b]) for b, rows in enumerate(mine)]
+        if adapt is not None:
+            model = adapt(model, [batch for batch in batches if len(batch[0])])
+        for rows, (D, P, R) in zip(mine, batches, strict=True):
+            if len(rows):
+                answer = model.posterior(D, P, noise_var=R, sd=sd, n_threads=n_threads)
+                mean[rows] = answer.mean
                 if deviation is not None:
-                    deviation[mine] = answer.sd
+                    deviation[rows] = answer.sd
     return HeldOut(X, mean, deviation, group, int(fold.max()) + 1)
 
 

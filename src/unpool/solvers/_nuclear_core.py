@@ -37,7 +37,8 @@ class Full:
 class Point:
     """X cells x genes, Y cells x k, and z >= 0 on the pairs (cell, gene) whose X >= 0 is enforced so far.
 
-    `steps` counts Newton steps, `change` is the last relative change of X; `error` estimates the relative duality gap.
+    `steps` counts Newton steps, `change` is the last relative change of X; `error` estimates the relative duality gap,
+    `settled` says whether the last outer step was solved to its tolerance.
     """
 
     X: Array
@@ -48,6 +49,7 @@ class Point:
     steps: int = 0
     change: float = 1.0
     error: float = 1.0
+    settled: bool = False
 
     def Z(self) -> Array:
         """Multipliers as a cells x genes matrix."""
@@ -123,7 +125,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
         return spectrum, value + reduced.radius * float(np.linalg.norm(Y / p))
 
     spectrum, phi = look(Y, z)
-    steps = 0
+    steps, settled = 0, False
     for steps in range(max_newton + 1):
         image = spectrum.shrunk
         gY, gz = image @ Q - T, pairs.read(image)
@@ -136,7 +138,8 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
             diagonal = pull / p**2
             away = np.sqrt(pull) / length * Y / p**2
         miss = float(np.hypot(np.linalg.norm(gY), np.linalg.norm(np.where(z > 0, gz, np.minimum(gz, 0.0))))) / size
-        if steps == max_newton or miss <= 0.1 * min(at.change, 0.1) or miss <= 1e-13:
+        settled = miss <= max(0.1 * min(at.change, 0.1), 1e-13)
+        if settled or steps == max_newton:
             break
         lm = full.base * max(0.1 * miss, 1e-6)
         dY, dz = newton_step(spectrum, Q, pairs, diagonal + lm, lm, gY, gz, z, away)
@@ -161,5 +164,6 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
         z=z,
         steps=at.steps + steps,
         change=float(np.linalg.norm(image - X)) / max(float(np.linalg.norm(image)), tiny),
+        settled=settled,
         error=abs(value - bound) / max(value, tiny),
     )

@@ -16,23 +16,23 @@ __all__ = ["solve_one_design"]
 MAX_PAIRS = 1200  # beyond this many enforced entries the Newton systems cost more than alternating directions
 
 
+NEWTON = 4  # Newton steps in one outer step, at most
+BUDGET = 150  # and in all
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """Penalty of the outer steps, in units of the scale of X: `start`, times `growth`, at most `top`.
-
-    `newton` steps at most in each outer step, `budget` in all.
+    """Penalty of the outer steps, in units of the scale of X: it begins at `start`, is at most `top`, and is multiplied by
+    `growth` after an outer step that Newton's method solved to its tolerance, divided by it after one that it did not.
     """
 
     start: float
     growth: float
     top: float
-    newton: int
-    budget: int
 
 
-BALL = Schedule(30.0, 3.0, 1e3, 2, 60)
-EXACT = Schedule(1.0, 2.0, 100.0, 4, 60)
-EXACT_SLOWLY = Schedule(1.0, 1.5, 20.0, 20, 120)
+BALL = Schedule(30.0, 3.0, 1e3)
+EXACT = Schedule(1.0, 2.0, 100.0)
 
 
 def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) -> Point | None:
@@ -49,8 +49,7 @@ def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) 
     at, settled = solve_in_span(full)
     if settled and accept(at):
         return at
-    at = replace(at, change=1.0)
-    return _enforce(full, at, EXACT, accept) or _enforce(full, at, EXACT_SLOWLY, accept)
+    return _enforce(full, replace(at, change=1.0), EXACT, accept)
 
 
 def _unconstrained(full: Full) -> Point:
@@ -73,27 +72,24 @@ def _unconstrained(full: Full) -> Point:
 
 
 def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point], bool]) -> Point | None:
-    """Alternate between outer steps and new enforced entries; drop those without multiplier once none is missing."""
-    sigma = schedule.start * full.base
-    end = at.steps + schedule.budget
+    """Alternate between outer steps and new enforced entries; once none is missing, drop those without multiplier."""
+    sigma, top = schedule.start * full.base, schedule.top * full.base
+    end = at.steps + BUDGET
     pruned = False
-    while at.steps < end:
-        new = _worst(at)
-        if len(new[0]):
-            at = _add(at, *new)
+    for _ in range(BUDGET):
+        cell, gene = _worst(at)
+        if cell.size:
+            at = _add(at, cell, gene)
         elif at.change < 1e-2 and not pruned:
             keep = at.z > 0
             at = replace(at, cell=at.cell[keep], gene=at.gene[keep], z=at.z[keep])
             pruned = True
-        if len(at.z) > MAX_PAIRS:
+        if at.z.size > MAX_PAIRS or at.steps >= end:
             return None
-        before = at.steps
-        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, schedule.newton)
+        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, NEWTON)
         if accept(at):
             return at
-        if at.steps == before and len(new[0]) == 0 and at.change < 1e-14:
-            return None
-        sigma = min(schedule.growth * sigma, schedule.top * full.base)
+        sigma = min(schedule.growth * sigma, top) if at.settled else sigma / schedule.growth
     return None
 
 

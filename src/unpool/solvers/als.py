@@ -21,7 +21,8 @@ from unpool.solvers.nnls import nnls_rows
 __all__ = ["als"]
 
 V_TOL = 1e-8  # a V-step ends when its largest projected gradient is this small beside the largest entry of N ...
-SWEEPS = 10_000  # ... or, should that take too long, after so many sweeps over the genes
+SWEEPS = 10  # ... or after so many sweeps over the genes, since exact steps on the way gain nothing,
+LAST_SWEEPS = 10_000  # or so many in the last step, which is exact
 
 
 def als(
@@ -73,8 +74,10 @@ def als(
     Notes
     -----
     U-step: `nnls` with A = PᵀV. V-step: a quadratic program on Gram matrices, by exact solutions for one gene at a time
-    in turn, until its projected gradient is 1e-8 of the largest entry of Σ_b P_b D_bᵀU_b; it costs nothing per cell. An
-    iteration takes about 6 cells x pools x rank operations, and genes x (pools x rank + rank³) for each sweep.
+    in turn; it costs nothing per cell. At most ten such sweeps are made, as more gain nothing, but in the last step as
+    many as it takes until the projected gradient is 1e-8 of the largest entry of Σ_b P_b D_bᵀU_b: the V returned is
+    optimal for the U returned. An iteration takes about 6 cells x pools x rank operations, and genes x (2 pools x rank
+    + rank³) for each sweep.
 
     Steps start from V extrapolated along its last change (Ang & Gillis, Neural Computation 2019); one that raises the
     objective is discarded, and the next starts from V itself.
@@ -109,24 +112,30 @@ def als(
     starts = problem.starts(int(n_starts), rng) if init is None else [problem.checked(init)]
     with threadpool_limits(1, "blas"):
         runs = [
-            iterate(problem.step, _State(V), tol=tol, max_iter=max_iter, measure=lambda s: (s.objective, s.error))
+            iterate(
+                problem.step,
+                _State(V, (), np.inf, np.inf, V, 0.5),
+                tol=tol,
+                max_iter=max_iter,
+                measure=lambda s: (s.objective, s.error),
+            )
             for V in starts
         ]
         run = min(runs, key=lambda run: run.state.objective)
         if run.n_iter == 0:
             raise UnpoolError(f"als {run.status}")
-        U, V = np.vstack(run.state.U), run.state.V
-        notes = problem.undetermined(U, V)
-        residual = np.sqrt(sum(np.sum(R**2) for R in problem.residuals(run.state.U, V)))
+        last = problem.finished(run.state)
+        notes = problem.undetermined(np.vstack(last.U), last.V)
+        residual = np.sqrt(sum(np.sum(R**2) for R in problem.residuals(last.U, last.V)))
     return Solution(
-        U=U,
-        V=V,
-        objective=run.state.objective,
+        U=np.vstack(last.U),
+        V=last.V,
+        objective=last.objective,
         residual=float(residual),
         converged=run.converged,
         status="; ".join([run.status, *notes]),
         n_iter=run.n_iter,
-        trace=run.trace,
+        trace=np.append(run.trace[:-1], last.objective),
     )
 
 
@@ -135,11 +144,11 @@ class _State:
     """The best factors so far, and where the next step starts."""
 
     V: Array
-    U: tuple[Array, ...] = ()
-    objective: float = np.inf
-    error: float = np.inf
-    ahead: Array | None = None  # V extrapolated; None: V itself
-    reach: float = 0.5
+    U: tuple[Array, ...]
+    objective: float
+    error: float
+    start: Array  # V, or V extrapolated along its last change
+    reach: float  # how far
 
 
 class _Problem:
@@ -171,17 +180,27 @@ class _Problem:
         return V
 
     def step(self, state: _State) -> _State:
-        start = state.V if state.ahead is None else state.ahead
-        U = self.u_step(start)
-        V = self.v_step(U, start)
+        U = self.u_step(state.start)
+        V = self.v_step(U, state.start)
         objective, error = self.evaluate(U, V)
         if not objective <= state.objective:
-            return replace(state, ahead=None, reach=max(state.reach / 2, 0.1))
+            return replace(state, start=self.scaled(state.V, state.U, state.V), reach=max(state.reach / 2, 0.1))
         ahead = V + state.reach * (V - state.V)
         ahead = np.maximum(ahead, 0.0) if self.nonneg else ahead
-        length = np.linalg.norm(ahead, axis=0)  # only directions are extrapolated: lengths would grow without end
-        ahead = ahead * (np.linalg.norm(V, axis=0) / np.where(length > 0, length, 1.0))
-        return _State(V, U, objective, error, ahead, min(1.1 * state.reach, 2.0))
+        return _State(V, U, objective, error, self.scaled(ahead, U, V), min(1.1 * state.reach, 2.0))
+
+    def finished(self, state: _State) -> _State:
+        """The last V-step, continued until it is exact."""
+        V = self.v_step(state.U, state.V, LAST_SWEEPS)
+        objective, error = self.evaluate(state.U, V)
+        return replace(state, V=V, objective=objective, error=error) if objective <= state.objective else state
+
+    def scaled(self, ahead: Array, U: Sequence[Array], V: Array) -> Array:
+        """Only directions are extrapolated (lengths would grow without end); a ridge wants U and V equally long."""
+        length, wanted = np.linalg.norm(ahead, axis=0), np.linalg.norm(V, axis=0)
+        if self.ridge:
+            wanted = np.sqrt(wanted * np.linalg.norm(np.vstack(U), axis=0))
+        return np.asarray(ahead * (wanted / np.where(length > 0, length, 1.0)))
 
     def u_step(self, V: Array) -> tuple[Array, ...]:
         """Minimise over U ‖U VᵀP - D‖² + ridge ‖U‖², the ridge as further rows of the least-squares problem."""
@@ -196,18 +215,18 @@ class _Problem:
                 U.append(B @ np.linalg.pinv(A).T)
         return tuple(U)
 
-    def v_step(self, U: Sequence[Array], V: Array) -> Array:
+    def v_step(self, U: Sequence[Array], V: Array, sweeps: int = SWEEPS) -> Array:
         """Minimise over V, starting from the given one."""
         G = np.array([u.T @ u for u in U])
         N = _total(P @ (D.T @ u) for D, P, u in zip(self.Ds, self.Ps, U, strict=True))
         tol = V_TOL * np.abs(N).max()
         if self.nonneg:
             V = V.copy()
-            sweep_genes(self.P, self.edges, G, N, self.ridge, tol, SWEEPS, V, self.P.T @ V)
+            sweep_genes(self.P, self.edges, G, N, self.ridge, tol, sweeps, V, self.P.T @ V)
             return V
-        return self.conjugate_gradients(G, N, tol, V)
+        return self.conjugate_gradients(G, N, tol, 10 * sweeps, V)
 
-    def conjugate_gradients(self, G: Array, N: Array, tol: float, V: Array) -> Array:
+    def conjugate_gradients(self, G: Array, N: Array, tol: float, steps: int, V: Array) -> Array:
         """Solve Σ_b P_b P_bᵀ V G_b + ridge V = N, preconditioned by the Gram matrix of all cells."""
 
         def apply(V: Array) -> Array:
@@ -217,7 +236,7 @@ class _Problem:
         R = N - apply(V)
         Z = R @ inverse
         S, old = Z, np.sum(R * Z)
-        for _ in range(SWEEPS):
+        for _ in range(steps):
             if np.abs(R).max() <= tol:
                 break
             image = apply(S)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from unpool.errors import InputError, UnpoolError
@@ -20,6 +19,7 @@ from unpool.solvers._solution import Array
 __all__ = ["nnls", "nnls_rows"]
 
 KKT = 1e-9  # the largest violation that is returned
+RETRY = 1e-10  # the largest that is not worked on again
 CONDITION = 1e5  # up to here (AᵀA)⁻¹ is accurate enough
 SIGNS = 12  # up to this many unknowns the signs of the unconstrained solution are guess enough of the active set
 TASK = 8 * pivoting.BLOCK  # rows that a thread takes at a time
@@ -92,45 +92,48 @@ def nnls_rows(A: Array, B: Array, threads: int = 1) -> tuple[Array, Array]:
     """X and each row's KKT violation, for input already checked; the caller limits BLAS to one thread."""
     X, violation = np.zeros((len(B), A.shape[1])), np.zeros(len(B))
     size = np.abs(A).max(axis=0)
-    columns = np.flatnonzero(size)  # a column of zeros leaves its x at 0
-    if columns.size == 0 or len(B) == 0:
+    kept = size > 0
+    if len(B) == 0 or not kept.any():
         return X, violation
-    unit = A[:, columns] / size[columns]
-    lengths = np.linalg.norm(unit, axis=0)
-    unit = np.ascontiguousarray(unit / lengths)
-    units = 1 / (size[columns] * lengths)
+    if not kept.all():  # a column of zeros leaves its x at 0
+        X[:, kept], violation = nnls_rows(np.ascontiguousarray(A[:, kept]), B, threads)
+        return X, violation
+    lengths = np.linalg.norm(A / size, axis=0)
+    unit = A / size / lengths
+    units = 1 / (size * lengths)
 
     left = np.arange(len(B))
-    m, r = unit.shape
-    left_vectors, s, right_vectors = np.linalg.svd(unit, full_matrices=False)
-    if m >= r and s[0] <= CONDITION * s[-1]:
-        pinv, Q, N, C = _parts(left_vectors, s, right_vectors)
+    U, s, Vt = np.linalg.svd(unit, full_matrices=False)
+    if unit.shape[0] >= unit.shape[1] and s[0] <= CONDITION * s[-1]:
+        system = _system(unit, U, s, Vt, units)
 
         def pivot(start: int) -> None:
-            stop = min(start + TASK, len(B))
-            pivoting.solve_rows(B, start, stop, unit, pinv, Q, N, C, units, columns, X, violation)
+            pivoting.solve_rows(B, start, min(start + TASK, len(B)), system, X, violation)
 
         _share(pivot, range(0, len(B), TASK), threads)
-        left = np.flatnonzero(violation > KKT)
+        left = np.flatnonzero(violation > RETRY)
+
+    unit_rows = np.ascontiguousarray(unit.T)
 
     def carefully(rows: Any) -> None:
-        lawson_hanson.solve_rows(B, rows, unit, units, columns, X, violation)
+        lawson_hanson.solve_rows(B, rows, unit_rows, units, X, violation)
 
     _share(carefully, np.array_split(left, -(-len(left) // pivoting.BLOCK)) if len(left) else (), threads)
     return X, violation
 
 
-def _parts(U: Array, s: Array, Vt: Array) -> tuple[Array, Array, NDArray[np.float32], NDArray[np.float32]]:
-    """What block pivoting needs of unit = U diag(s) Vᵀ: A⁺ᵀ, (AᵀA)⁻¹ beside an identity, and two matrices of ADMM."""
+def _system(A: Array, U: Array, s: Array, Vt: Array, units: Array) -> pivoting.System:
+    """What block pivoting needs of A = U diag(s) Vᵀ."""
     r = len(s)
-    Q = np.eye(2 * r)
-    Q[:r, :r] = (Vt.T / s**2) @ Vt
+    padded_Q = np.eye(2 * r)
+    padded_Q[:r, :r] = Q = (Vt.T / s**2) @ Vt
     N, C = np.empty((0, 0)), np.empty((0, 0))
     if r > SIGNS:
         rho = np.exp(np.quantile(np.log(s**2), 0.3))  # a penalty among the smaller eigenvalues converges fastest
         N = (Vt.T * (rho / (s**2 + rho))) @ Vt - np.eye(r) / 2
         C = (U * (s / (s**2 + rho))) @ Vt
-    return np.ascontiguousarray((U / s) @ Vt), Q, N.astype(np.float32), C.astype(np.float32)
+    pinv, At = (np.ascontiguousarray(matrix) for matrix in ((U / s) @ Vt, A.T))
+    return pivoting.System(A, At, pinv, Q, padded_Q, N.astype(np.float32), C.astype(np.float32), units)
 
 
 def _share(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) -> None:
