@@ -151,6 +151,8 @@ def decode(
     noise_stage = choice(noise_stage, NOISE_STAGES, "noise_stage")
     if not isinstance(adapt, bool):
         choice(adapt, ["auto"], "adapt")
+    if calibrate is not None:
+        choice(calibrate, ["gain"], "calibrate")
     design, index = recorded_design(pooled)
     D = intensities(pooled, what="the pools").X
     if isinstance(noise_var, str):
@@ -178,9 +180,10 @@ def decode(
         stated |= {
             "noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}": R for b, R in noise.items()
         }
+        misfit = _pool_misfit(learned.model, D, design, index, noise)
         learned, chosen = _prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads, fast)
-        record |= stated | chosen | _pool_misfit(learned.model, D, design, index, noise)
+        record |= stated | chosen | misfit
         if sd or crossfit:
             _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
     notes = [
@@ -347,7 +350,7 @@ def _unexplained(result: AnnData, record: dict[str, Any], pooled: AnnData) -> li
             notes.append(
                 f"{len(strange):,} of {result.n_obs:,} cells have pools that the reference does not explain ({shown}; "
                 f"obs['unpool_misfit'] above {STRANGE_CELL:g}): cell types that it lacks, or other units than the "
-                "reference's? Do not trust these cells"
+                'reference\'s (calibrate="gain")? Do not trust these cells'
             )
     return notes
 
