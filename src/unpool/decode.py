@@ -62,8 +62,8 @@ def decode(
     pooled
         Cells x pools on the linear scale, with the design (from `measure` or `pooled`). Negative values are noise.
     reference
-        Cells x genes on the linear scale, in the units in which the design pools them (AnnData, DataFrame), or a fitted
-        `Model`. Genes are matched by name; genes that the design lacks are left out.
+        Cells x genes on the linear scale, in the units in which the design pools them (AnnData, DataFrame), a fitted
+        `Model`, or a dictionary of gene modules (DataFrame, genes x modules; see `Model.from_modules`). Genes are matched by name; genes that the design lacks are left out.
     method
         "mixture" (needs a reference): posterior mean and standard deviation under a bag of mixtures. "gaussian" (needs a
         reference): the same with one Gaussian, which is the best linear decoder. Without a reference: "minimum_norm" (D P⁺),
@@ -168,6 +168,8 @@ def decode(
         raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
         seed = generator(rng)
+        if _are_modules(reference, design):
+            reference = _from_modules(reference, D, design, index)
         learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads, fast)
         used = [int(b) for b in np.unique(index)]
         noise = {} if noise_var is None else {b: design_noise(noise_var, noise_stage, design, b) for b in used}
@@ -221,6 +223,27 @@ class Learned:
     cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
     groups: Any = None
     fit: Callable[[NDArray[np.float64]], Model] | None = None
+
+
+def _are_modules(reference: Any, design: Design) -> bool:
+    """Whether a table is genes x modules: its rows are the design's genes and its columns are not."""
+    return (
+        isinstance(reference, pd.DataFrame)
+        and set(design.genes) <= set(map(str, reference.index))
+        and not set(design.genes) & set(map(str, reference.columns))
+    )
+
+
+def _from_modules(table: pd.DataFrame, D: Any, design: Design, index: NDArray[np.intp]) -> Model:
+    """Model of modules at the activity that the mean of the pools asks for."""
+    from unpool.model import Model
+
+    table = table.set_axis([str(gene) for gene in table.index], axis=0)
+    U = table.loc[list(design.genes)].to_numpy(dtype=np.float64)
+    b = int(index[0])
+    pools = float(np.mean([dense(D, rows).sum(axis=1).mean() for rows in blocks(D.shape[0])]))
+    expected = float((design.matrices[b].T @ U).sum(axis=0).mean())
+    return Model.from_modules(table, activity=pools / expected if pools > 0 and expected > 0 else 1.0)
 
 
 def learn(

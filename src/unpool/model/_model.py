@@ -26,6 +26,7 @@ from unpool.model._file import read_arrays, write_arrays
 from unpool.model._gain import estimate_gains
 from unpool.model._labels import Labels, composition
 from unpool.model._mixture import Array, Mixture
+from unpool.model._modules import modules_mixture
 from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
 from unpool.model._posterior import Posterior, decode_blocks, foretold_misfit, see
@@ -185,6 +186,58 @@ class Model:
         """
         table = expression(reference, what="the reference", layer=layer)
         return cls._gaussian(table.X, table.columns, rng=rng)
+
+    @classmethod
+    def from_moments(cls, mean: Any, covariance: Any, *, genes: Sequence[str] | None = None) -> Model:
+        """One Gaussian with the given moments, for when the moments are all that is known.
+
+        Parameters
+        ----------
+        mean
+            Genes: mean expression, linear scale; a Series names the genes.
+        covariance
+            Genes x genes, symmetric and positive semidefinite.
+        genes
+            Names; default: those of `mean`, or gene_0, gene_1, ...
+        """
+        if genes is None:
+            genes = list(mean.index) if isinstance(mean, pd.Series) else [f"gene_{j}" for j in range(len(mean))]
+        if isinstance(covariance, pd.DataFrame) and isinstance(mean, pd.Series):
+            align(list(mean.index), list(covariance.index), wanted_by="the mean", held_by="the covariance")
+            covariance = covariance.loc[mean.index, mean.index]
+        mu, S = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
+        if mu.ndim != 1 or S.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(S).all()):
+            raise InputError(
+                f"mean of shape {mu.shape} and covariance of shape {S.shape}: expected g and g x g finite values"
+            )
+        size = np.abs(S).max(initial=0.0)
+        if np.abs(S - S.T).max(initial=0.0) > 1e-8 * size or np.linalg.eigvalsh(S).min(initial=0.0) < -1e-8 * size:
+            raise InputError(
+                "the covariance is not symmetric and positive semidefinite; correct it (nearest: clip eigenvalues)"
+            )
+        return cls(genes, [Mixture.of_moments([1.0], mu[None], [S])], nu=np.inf)
+
+    @classmethod
+    def from_modules(cls, table: pd.DataFrame, *, activity: float = 1.0) -> Model:
+        """Cells as one or two gene modules at unknown strength, for when a dictionary of modules is all that is left.
+
+        Parameters
+        ----------
+        table
+            Genes x modules, >= 0, such as the dictionary of a published composite experiment.
+        activity
+            Mean activity of a module where it is active: what brings the table to the units of the pools. `decode` takes it
+            from the pools.
+
+        Notes
+        -----
+        One component a module and a pair of modules, at sizes 1/4 to 4, and one in which every module may be active.
+        Much less is known than from cells: `adapt` (the default of `decode`) learns from the pools which of them occur.
+        """
+        U = np.asarray(table, dtype=np.float64)
+        if U.ndim != 2 or 0 in U.shape or not np.isfinite(U).all() or U.min() < 0 or U.max() == 0:
+            raise InputError(f"modules of shape {U.shape}: expected genes x modules, finite, >= 0 and not all zero")
+        return cls(list(table.index), [modules_mixture(U, float(activity))])
 
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
@@ -420,6 +473,20 @@ class Model:
         left = np.mean(np.square(np.asarray(posterior.sd, dtype=np.float64)), axis=0)
         total = determined + left
         return np.asarray(np.divide(determined, total, out=np.zeros_like(total), where=total > 0))
+
+    def expected_error(self, P: Any, noise_var: Any, *, noise_stage: str = "pool", rng: Any = 0) -> pd.Series[float]:
+        """Root mean squared error that each gene can be expected to keep, in the units of the model: simulated.
+
+        Over 2,048 cells drawn from the model, measured with simulated noise and decoded; see `expected_accuracy`, which takes
+        cells that the model does not know.
+        """
+        choice(noise_stage, NOISE_STAGES, "noise_stage")
+        rng, P = generator(rng), self._design(P)
+        R = noise_covariance(noise_var, P, noise_stage)
+        X = self.sample(_RESOLUTION_CELLS, rng)
+        answer = self.posterior(simulated_pools(X, P, R, rng), P, noise_var=R, sd=False)
+        error: Array = np.sqrt(np.mean(np.square(X - answer.mean), axis=0))
+        return pd.Series(error, index=pd.Index(self.genes, name="gene"), name="expected_error", dtype=float)
 
     def expected_accuracy(
         self, P: Any, noise_var: Any, *, noise_stage: str = "pool", cells: Any = None, rng: Any = 0
