@@ -168,7 +168,7 @@ def test_the_page_is_the_results(benchmarks):
 def test_the_printed_violation_bites(benchmarks):
     from scipy.optimize import nnls
 
-    kkt = benchmarks("_nnls_als").kkt_violation
+    kkt = benchmarks("_nnls").kkt_violation
     rng = np.random.default_rng(0)
     A, B = rng.gamma(0.5, size=(8, 4)), rng.standard_normal((30, 8)) + 0.5
     X = np.array([nnls(A, b)[0] for b in B])

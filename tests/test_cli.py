@@ -39,6 +39,29 @@ def test_the_whole_path(tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted(f.name for f in (t, r, d, p, x, s, h))
 
 
+def test_labels_groups_and_hidden_pools(files, tmp_path):
+    reference, x, y, c = files / "reference.h5ad", tmp_path / "x.h5ad", tmp_path / "y.h5ad", tmp_path / "c.csv"
+    options = ("--reference", reference, "--noise-var", "recorded")
+    run(
+        "decode",
+        files / "pools.h5ad",
+        *options,
+        "--reference-label",
+        "cell_type",
+        "--reference-group",
+        "cell_type",
+        "-o",
+        x,
+    )
+    labelled = io.read_h5ad(x)
+    assert set(labelled.obs["unpool_label"]) <= {"type_0", "type_1", "type_2"}
+    assert labelled.uns["unpool"]["intervals"]["source"].endswith("of whole groups")
+    run("decode", files / "pools.h5ad", *options, "--no-crossfit", "-o", y)
+    assert "expected_pearson" not in io.read_h5ad(y).var
+    result = run("crossvalidate", files / "pools.h5ad", *options, "-o", c, "--json")
+    assert json.loads(result.stdout)["n_pools"] == len(pd.read_csv(c)) == 6
+
+
 def test_the_library_and_the_command_agree(files, tmp_path, small):
     run("decode", files / "pools.h5ad", "--reference", files / "reference.h5ad", "--noise-var", "recorded", "--seed", 3,
         "-o", tmp_path / "x.h5ad")  # fmt: skip

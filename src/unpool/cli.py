@@ -274,6 +274,11 @@ def _noise_value(value: str | None) -> float | str | None:
 )
 @_noise
 @click.option("--no-sd", is_flag=True, help="Leave out the error bars (faster, half the memory).")
+@click.option("--no-crossfit", is_flag=True, help="Hold no reference cells out: error bars are not calibrated.")
+@click.option("--reference-label", metavar="COLUMN", help="Column of the reference's obs, e.g. cell_type, to infer.")
+@click.option(
+    "--reference-group", metavar="COLUMN", help="Column of the reference's obs, e.g. donor, to hold out whole."
+)
 @click.option("--allow-unconverged", is_flag=True, help="Exit 0 although a solver stopped before its tolerance.")
 @click.option("--layer", metavar="NAME", help="Layer of the reference to use instead of X.")
 @_seed
@@ -281,7 +286,7 @@ def _noise_value(value: str | None) -> float | str | None:
 @_common
 def decode(
     pooled: Path, reference: Path | None, method: str, rank: int | None, noise_var: str | None, noise_stage: str,
-    no_sd: bool, allow_unconverged: bool, layer: str | None, seed: int, output: Path, as_json: bool, quiet: bool,
+    no_sd: bool, no_crossfit: bool, reference_label: str | None, reference_group: str | None, allow_unconverged: bool, layer: str | None, seed: int, output: Path, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Recover every gene of every cell from the pools.
 
@@ -291,6 +296,7 @@ def decode(
     decoded = up.decode(
         io.read_h5ad(pooled), None if reference is None else io.read_cells(reference), method=method, rank=rank,
         noise_var=_noise_value(noise_var), noise_stage=noise_stage, sd=not no_sd, layer=layer, rng=seed,
+        crossfit=not no_crossfit, reference_label=reference_label, reference_group=reference_group,
     )  # fmt: skip
     io.write_h5ad(decoded, output)
     record = decoded.uns["unpool"]
@@ -338,6 +344,34 @@ def evaluate(
     )  # fmt: skip
     scores.to_csv(output)
     _done(f"wrote {output}", {"output": str(output), **scores.summary}, as_json=as_json, quiet=quiet, text=str(scores))
+
+
+@main.command(context_settings=EXAMPLES)
+@click.argument("pooled", type=click.Path(path_type=Path))
+@click.option("--reference", type=click.Path(path_type=Path), required=True, help="Cells with every gene measured.")
+@click.option(
+    "--noise-var", metavar="V|recorded", help="Noise variance, or what `measure` recorded; default: estimated."
+)
+@_noise
+@click.option("--layer", metavar="NAME", help="Layer of the reference to use instead of X.")
+@_seed
+@_output("Where to write the scores (csv, one row a pool).")
+@_common
+def crossvalidate(
+    pooled: Path, reference: Path, noise_var: str | None, noise_stage: str, layer: str | None, seed: int, output: Path,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Hide each pool in turn and foretell it from the others, beside baselines: needs no truth.
+
+    \b
+    unpool crossvalidate pooled.h5ad --reference reference.h5ad -o hidden-pools.csv
+    """
+    found = up.crossvalidate(
+        io.read_h5ad(pooled), io.read_cells(reference), noise_var=_noise_value(noise_var), noise_stage=noise_stage,
+        layer=layer, rng=seed,
+    )  # fmt: skip
+    found.to_csv(output)
+    _done(f"wrote {output}", {"output": str(output), **found.summary}, as_json=as_json, quiet=quiet, text=str(found))
 
 
 @main.command(context_settings=EXAMPLES)

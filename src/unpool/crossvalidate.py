@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from unpool._validate import choice, dense, generator, integer, intensities
-from unpool.decode import learn
+from unpool.decode import adapt_to, learn
 from unpool.design import Design
 from unpool.errors import InputError
 from unpool.evaluate import pearson
@@ -111,7 +111,7 @@ def crossvalidate(
 
     Notes
     -----
-    The prediction is x̂ P_k, x̂ decoded without pool k (and without pools that measure the same genes in the same
+    The prediction is x̂ P_k, x̂ decoded by a model that was adapted to the other pools and saw nothing of pool k (and without pools that measure the same genes in the same
     proportions). Baselines know no more: the pool's mean is the reference's, "total" is proportional to the sum of the
     other pools, "linear" is the posterior mean of one Gaussian with the model's mean and covariance. Genes that only the
     hidden pool measures are inferred, so that the score is a lower bound of what all pools together can do. With several
@@ -120,9 +120,10 @@ def crossvalidate(
     Examples
     --------
     >>> import unpool as up
+    >>> from unpool.crossvalidate import crossvalidate
     >>> cells = up.simulate.cell_types(400, 12, 3, rng=0)
     >>> pools = up.measure(cells[200:].copy(), up.design.balanced(12, 6, pools_per_gene=2, rng=0), snr=5, rng=0)
-    >>> up.crossvalidate(pools, cells[:200].copy(), noise_var="recorded").pools.shape
+    >>> crossvalidate(pools, cells[:200].copy(), noise_var="recorded").pools.shape
     (6, 11)
     """
     choice(method, ("mixture", "gaussian"), "method")
@@ -181,9 +182,10 @@ def _predict(model: Model, D: Array, P: Array, R: Array | None, stage: str, n_th
     """Expression of the cells as the model ("") and each baseline tell it from the pools that stay: cells x genes."""
     if R is None:
         R = noise_covariance(model.estimate_noise(D, P, noise_stage=stage), P, stage)
+    adapted = adapt_to(model, [(D, P, R)], n_threads) if model.has_extras else model
     found = {
         name: np.asarray(of.posterior(D, P, noise_var=R, sd=False, n_threads=n_threads).mean, dtype=np.float64)
-        for name, of in (("", model), ("linear", model.linear()))
+        for name, of in (("", adapted), ("linear", model.linear()))
     }
     total, expected = D.sum(axis=1), float((model.mean @ P).sum())
     share = total / expected if expected > 0 else np.ones(len(D))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorde
 if TYPE_CHECKING:
     from unpool.model import Model
 
-__all__ = ["METHODS", "decode", "learn"]
+__all__ = ["METHODS", "adapt_to", "decode", "learn"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
 STRANGE_POOL, STRANGE_CELL, STRANGE_SHARE = 3.0, 10.0, 0.05  # what is worth a warning
@@ -297,8 +297,8 @@ def _calibrate(
         keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
         designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
         held = crossfit(
-            learned.cells, designs, list(count / count.sum()), learned.fit, groups=learned.groups, sd=sd, rng=rng,
-            n_threads=n_threads,
+            learned.cells, designs, list(count / count.sum()), learned.fit, adapt=adapt_to if record["adapted"] else None,
+            groups=learned.groups, sd=sd, rng=rng, n_threads=n_threads,
         )  # fmt: skip
     if held is None:
         calibration = Calibration.normal(design.n_genes, f"normal distribution, not calibrated: {why}")
@@ -313,6 +313,12 @@ def _calibrate(
             calibration = Calibration.fit(held.truth[:, own], held.mean[:, own], (held.sd * ratio)[:, own], source)
     if sd:
         record["intervals"] = calibration.record(design.genes)
+
+
+def adapt_to(model: Model, batches: Sequence[tuple[Any, Any, Any]], n_threads: int | None = None) -> Model:
+    """Let the model learn proportions from pools, (D, P, R) of each design."""
+    weights, shares, _ = model._adapted_weights([(*b, np.arange(len(b[0]))) for b in batches], n_threads)
+    return model._reweighted(weights, shares)
 
 
 def _estimated_noise(

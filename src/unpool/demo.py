@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from unpool import io
+from unpool.crossvalidate import crossvalidate
 from unpool.decode import decode
 from unpool.design import balanced
 from unpool.errors import MissingExtraError
@@ -76,12 +77,21 @@ def run(out: str | os.PathLike[str], *, seed: int = 0, say: Callable[[str], None
     say("measuring 100 genes in 25 pools, each gene in 3 of them, signal to noise 5")
     pools = measure(truth, design, snr=5, rng=seed)
     say("learning from the reference and decoding every gene of every cell")
-    decoded = decode(pools, reference, noise_var="recorded", rng=seed)
-    say("scoring beside the baselines")
+    decoded = decode(pools, reference, noise_var="recorded", reference_label="cell_type", rng=seed)
+    say("hiding each pool in turn, and scoring beside the baselines")
+    hidden = crossvalidate(pools, reference, noise_var="recorded", rng=seed)
     scores = evaluate(decoded, truth, pooled=pools, reference=reference)
     design.to_csv(out / "design.csv")
     for name, adata in (("reference", reference), ("truth", truth), ("pooled", pools), ("decoded", decoded)):
         io.write_h5ad(adata, out / f"{name}.h5ad")
     scores.to_csv(out / "scores.csv")
-    report(out / "report.html", decoded, truth=truth, pooled=pools, reference=reference, scores=scores)
+    report(
+        out / "report.html",
+        decoded,
+        truth=truth,
+        pooled=pools,
+        reference=reference,
+        scores=scores,
+        crossvalidation=hidden,
+    )
     return scores

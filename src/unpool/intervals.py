@@ -63,10 +63,11 @@ def intervals(decoded: AnnData, level: float = 0.9) -> Intervals:
     Examples
     --------
     >>> import unpool as up
+    >>> from unpool.intervals import intervals
     >>> cells = up.simulate.cell_types(600, 24, 4, rng=0)
     >>> pools = up.measure(cells[300:].copy(), up.design.balanced(24, 8, rng=0), snr=10, rng=0)
     >>> decoded = up.decode(pools, cells[:300].copy(), noise_var="recorded")
-    >>> lower, upper = up.intervals(decoded, level=0.8)
+    >>> lower, upper = intervals(decoded, level=0.8)
     >>> bool(((lower.to_numpy() <= cells.X[300:]) & (cells.X[300:] <= upper.to_numpy())).mean() > 0.7)
     True
     """

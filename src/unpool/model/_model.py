@@ -145,7 +145,7 @@ class Model:
         rows = _reference_rows(X.shape[0], rng)
         X = dense(X, rows)
         scales = list(SCALES)
-        of_label = None if label is None else label.astype("category").cat
+        of_label = None if label is None else label.astype("category").cat.remove_unused_categories().cat
         code = None if of_label is None else of_label.codes.to_numpy()[rows].astype(np.intp)
         label_names = () if of_label is None else tuple(map(str, of_label.categories))
 
@@ -508,6 +508,16 @@ class Model:
         Notes
         -----
         `decode` asks models of the reference's other cells instead (cross-fitting) and writes var["expected_pearson"].
+
+        Examples
+        --------
+        >>> import unpool as up
+        >>> cells = up.simulate.cell_types(400, 12, 3, rng=0)
+        >>> design = up.design.balanced(12, 6, pools_per_gene=2, rng=0)
+        >>> model = up.Model.from_cells(cells[:200].copy())
+        >>> r = model.expected_accuracy(design.matrices[0], 1.0, cells=cells[200:].copy())
+        >>> bool(r.between(-1, 1).all())
+        True
         """
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         rng, P = generator(rng), self._design(P)

@@ -25,7 +25,7 @@ def modules_mixture(U: Array, activity: float) -> Mixture:
     activity
         Mean activity of a module where it is active.
     """
-    g, K = U.shape
+    K = U.shape[1]
     U = activity * U
     own = np.square(_OWN) * np.mean(np.square(U), axis=1)
     own = np.diag(np.maximum(own, 1e-4 * own.max(initial=0.0)))

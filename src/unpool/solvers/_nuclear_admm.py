@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unpool.solvers._nuclear_problem import NormalForm
+from unpool.solvers._nuclear_problem import NormalForm, frobenius
 from unpool.solvers._solution import Array
 
 __all__ = ["Iterate", "admm_step", "ball_multiplier", "project_spectral", "start_at"]
 
 STEP = 1.618  # the golden ratio: the longest step of the multiplier that keeps convergence
+FIRST = 100  # steps before the penalty is balanced for the first time
+BALANCE = 0.05  # the penalty, as a multiple of ‖X‖_F / ‖(Y, Z)‖_F
 
 
 def project_spectral(M: Array) -> tuple[Array, float]:
@@ -53,34 +55,42 @@ def ball_multiplier(squares: Array, p: Array, bound: float) -> float:
 
 @dataclass(frozen=True)
 class Iterate:
-    """X cells x genes, the multiplier; the dual point Y (per design, cells x k_b), Z >= 0 and W = A*(Y) + Z in the ball.
+    """X cells x genes, the multiplier; the dual point Y (per design, cells x k_b), Z >= 0, W = A*(Y) + Z in the ball.
 
-    `objective` is ‖X‖_* of the low-rank point behind X, `step` counts.
+    `sigma` is the penalty, `objective` ‖X‖_* of the low-rank point behind X, `step` counts.
     """
 
     X: Array
     Y: list[Array]
     Z: Array
     W: Array
+    sigma: float
     objective: float
     step: int = 0
 
 
-def start_at(problem: NormalForm, X: Array, sigma: float) -> Iterate:
-    """Begin at X with the dual point zero."""
-    Y = [np.zeros_like(t) for t in problem.T]
+def start_at(problem: NormalForm, X: Array) -> Iterate:
+    """Begin at X with the dual point zero; the penalty is 0.3 times the scale of X, its median singular value."""
+    s = np.linalg.svd(X, compute_uv=False)
+    sigma = 0.3 * float(np.median(s[s > 1e-4 * s[0]]))
     W, cut = project_spectral(X / sigma)
-    return Iterate(X, Y, np.zeros_like(X), W, sigma * cut)
+    return Iterate(X, [np.zeros_like(t) for t in problem.T], np.zeros_like(X), W, sigma, sigma * cut)
 
 
-def admm_step(problem: NormalForm, at: Iterate, sigma: float, nonneg: bool) -> Iterate:
-    """One step of alternating directions with penalty `sigma` on the dual.
+def admm_step(problem: NormalForm, at: Iterate, nonneg: bool) -> Iterate:
+    """One step of alternating directions on the dual.
 
     The dual minimises -<Y, T> + radius ‖Y/p‖_F subject to ‖A*(Y) + Z‖_2 <= 1, Z >= 0, with multiplier X. Symmetric
-    Gauss-Seidel order (Z, Y, Z), then W = A*(Y) + Z in the spectral ball, then X.
+    Gauss-Seidel order (Z, Y, Z), then W = A*(Y) + Z in the spectral ball, then X. The penalty balances X against (Y, Z)
+    after 100, 200, 400, ... steps and is constant between, so that the method converges: near an infeasible radius,
+    Y and Z are large and cancel, and any fixed multiple of the scale of X is far off.
 
     Cost: cells x genes x (genes + pools).
     """
+    sigma = at.sigma
+    if at.step and at.step % FIRST == 0 and (at.step // FIRST).bit_count() == 1:
+        dual = frobenius([*at.Y, at.Z])
+        sigma = BALANCE * frobenius([at.X]) / dual if dual > 0 else sigma
     target = at.W - at.X / sigma
     Z = np.maximum(target - problem.adjoint(at.Y), 0.0) if nonneg else at.Z
     C = [(c @ q) + t / sigma for c, q, t in zip(problem.split(target - Z), problem.Q, problem.T, strict=True)]
@@ -92,4 +102,4 @@ def admm_step(problem: NormalForm, at: Iterate, sigma: float, nonneg: bool) -> I
         Z = np.maximum(target - lifted, 0.0)
     W, cut = project_spectral(lifted + Z + at.X / sigma)
     X = at.X + (STEP * sigma) * (lifted + Z - W)
-    return Iterate(X, Y, Z, W, sigma * cut, at.step + 1)
+    return Iterate(X, Y, Z, W, sigma, sigma * cut, at.step + 1)

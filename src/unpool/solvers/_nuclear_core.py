@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unpool.solvers._nuclear_newton import Pairs, Spectrum, newton_step
+from unpool.solvers._nuclear_newton import Indices, Pairs, Spectrum, newton_step
 from unpool.solvers._solution import Array
 
-__all__ = ["Full", "Point", "Reduced", "proximal_step", "reduce"]
+__all__ = ["Full", "Indices", "Point", "Reduced", "proximal_step", "reduce"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Point:
 
     X: Array
     Y: Array
-    cell: Array
-    gene: Array
+    cell: Indices
+    gene: Indices
     z: Array
     steps: int = 0
     change: float = 1.0
@@ -73,8 +73,8 @@ class Reduced:
     p: Array
     radius: float
     pairs: Pairs
-    kept: Array
-    others: Array
+    kept: Indices
+    others: Indices
     basis: Array
     columns: Array
 
@@ -90,7 +90,7 @@ class Reduced:
         return out
 
 
-def reduce(full: Full, cell: Array, gene: Array) -> Reduced:
+def reduce(full: Full, cell: Indices, gene: Indices) -> Reduced:
     """Compress `full` around the pairs (cell, gene). Cost: cells x rank(T)² + genes x columns²."""
     n, g = len(full.T), len(full.Q)
     kept, row = np.unique(cell, return_inverse=True)

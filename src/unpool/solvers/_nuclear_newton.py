@@ -5,24 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from unpool.solvers._nnqp import nnqp
 from unpool.solvers._solution import Array
 
-__all__ = ["Pairs", "Spectrum", "newton_step"]
+__all__ = ["Indices", "Pairs", "Spectrum", "newton_step"]
+
+Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Entries of X that are held >= 0: `row` of each, and its gene as a vector in the columns of X (pairs x columns)."""
+    """Entries of X held >= 0: the row of each, and its gene as a vector in the columns of X (pairs x columns)."""
 
-    row: Array
+    row: Indices
     gene: Array
 
     def read(self, X: Array) -> Array:
         """X at the pairs."""
-        return np.einsum("ce,ce->c", X[self.row], self.gene)
+        return np.asarray(np.einsum("ce,ce->c", X[self.row], self.gene))
 
     def spread(self, z: Array, shape: tuple[int, int]) -> Array:
         """Σ_c z_c e_row(c) gene(c)ᵀ: the adjoint of `read`."""
@@ -167,8 +170,8 @@ def newton_step(
 ) -> tuple[Array, Array]:
     """Newton direction (dY, dz) that keeps z + dz >= 0, for the Hessian σ DSVT + diag(diagonal) - away awayᵀ + lm on z.
 
-    `diagonal` (one value a pool) and `away` (cells x pools, or None) are the second derivative of radius ‖Y/p‖. Where the
-    plain step would make an entry of z negative, the quadratic model is minimised over z >= 0 exactly.
+    `diagonal` (one value a pool) and `away` (cells x pools, or None) are the second derivative of radius ‖Y/p‖. Where
+    the plain step would make an entry of z negative, the quadratic model is minimised over z >= 0 exactly.
     """
     hessian = _Hessian(spectrum, Q, pairs, diagonal, lm)
     none = np.zeros_like(gz)
@@ -180,7 +183,7 @@ def newton_step(
 
     def solve(gY: Array, gz: Array) -> tuple[Array, Array]:
         dY, dz = hessian.solve(gY, gz)
-        if away is not None and tilt is not None:
+        if away is not None and tilt is not None and tilt_z is not None:
             by = weight * float(np.vdot(away, dY))
             dY, dz = dY + by * tilt, dz + by * tilt_z
         return dY, dz

@@ -83,14 +83,18 @@ def normal_form(D: Sequence[Array], P: Sequence[Array], radius: float, drop: flo
 
 @dataclass(frozen=True)
 class Answer:
-    """A point X >= 0 with the dual point that judges it, in the units of the pools; `error` <= tol means certified."""
+    """A point X >= 0 and the dual point that judges it, in the units of the pools; gap infinite: outside the radius."""
 
     X: Array
     Y: list[Array]
     Z: Array
     residual: float
     gap: float
-    error: float
+
+    @property
+    def error(self) -> float:
+        """|gap|: certified when at most the tolerance."""
+        return abs(self.gap)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Program:
         return np.vstack([d @ np.linalg.pinv(p) for d, p in zip(self.D, self.P, strict=True)])
 
     def judge(self, X: Array, Y: list[Array], Z: Array, *, repair: bool = False) -> Answer:
-        """Clip X, and measure it against the dual point (Y in the pools, Z); the gap is computed if the residual passes.
+        """Clip X and measure it against the dual point (Y in the pools, Z); the gap is computed if the residual passes.
 
         `repair` moves an X whose residual is slightly too large towards the nearest point of all.
         """
@@ -139,11 +143,10 @@ class Program:
         if repair and self.slack < residual - self.radius < 1e-4 * self.size:
             X = self._towards_nearest(X)
             residual = self.residual(X)
-        excess = max(residual - self.radius, 0.0) / max(self.slack, np.finfo(float).tiny)
-        if excess > 1.0:
-            return Answer(X, Y, Z, residual, float("inf"), self.tol * excess)
-        gap = duality_gap(X, self.D, self.P, self.radius, Y, Z)
-        return Answer(X, Y, Z, residual, gap, abs(gap))
+        gap = float("inf")
+        if residual <= self.radius + self.slack:
+            gap = duality_gap(X, self.D, self.P, self.radius, Y, Z)
+        return Answer(X, Y, Z, residual, gap)
 
     def _towards_nearest(self, X: Array) -> Array:
         """First point on the segment from X to the nearest one whose residual is within the radius, by bisection."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.linalg import LinAlgError
 
-from unpool.solvers._nuclear_core import Full, Point, proximal_step, reduce
+from unpool.solvers._nuclear_core import Full, Indices, Point, proximal_step, reduce
 from unpool.solvers._nuclear_span import solve_in_span
-from unpool.solvers._solution import Array
 
 __all__ = ["solve_one_design"]
 
@@ -22,8 +22,10 @@ BUDGET = 150  # and in all
 
 @dataclass(frozen=True)
 class Schedule:
-    """Penalty of the outer steps, in units of the scale of X: it begins at `start`, is at most `top`, and is multiplied by
-    `growth` after an outer step that Newton's method solved to its tolerance, divided by it after one that it did not.
+    """Penalty of the outer steps, in units of the scale of X.
+
+    It begins at `start`, is at most `top`, and is multiplied by `growth` after an outer step that Newton's method
+    solved to its tolerance, divided by it after one that it did not.
     """
 
     start: float
@@ -38,18 +40,22 @@ EXACT = Schedule(1.0, 2.0, 100.0)
 def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) -> Point | None:
     """Solve a relaxed program, then enforce X >= 0 on the worst entries until `accept` takes the point.
 
-    With a positive radius the relaxed program leaves X >= 0 out; at radius 0 that has a closed form, and X is kept in the
-    span of the measurement instead. None: the budget of Newton steps or of enforced entries is spent.
+    With a positive radius the relaxed program leaves X >= 0 out; at radius 0 that has a closed form, and X is kept in
+    the span of the measurement instead. None: the budget of Newton steps or of enforced entries is spent, or a system
+    is singular.
     """
-    if full.radius > 0 or not nonneg:
-        at = _unconstrained(full)
-        if accept(at) or not nonneg:
-            return at
-        return _enforce(full, at, BALL, accept)
-    at, settled = solve_in_span(full)
-    if settled and accept(at):
-        return at
-    return _enforce(full, replace(at, change=1.0), EXACT, accept)
+    try:
+        if full.radius > 0 or not nonneg:
+            at = _unconstrained(full)
+            if accept(at) or not nonneg:
+                return at
+            return _enforce(full, at, BALL, accept)
+        start = solve_in_span(full)
+        if start is None or accept(start):
+            return start
+        return _enforce(full, replace(start, change=1.0), EXACT, accept)
+    except LinAlgError:
+        return None
 
 
 def _unconstrained(full: Full) -> Point:
@@ -93,8 +99,8 @@ def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point]
     return None
 
 
-def _worst(at: Point) -> tuple[Array, Array]:
-    """Negative entries, not enforced yet, of the 25 cells with the most negative ones (none below a tenth of the worst)."""
+def _worst(at: Point) -> tuple[Indices, Indices]:
+    """Negative entries not enforced yet, in the 25 worst cells, or fewer: those within a tenth of the worst entry."""
     low = at.X.copy()
     low[at.cell, at.gene] = 0.0
     depth = low.min(axis=1)
@@ -108,7 +114,7 @@ def _worst(at: Point) -> tuple[Array, Array]:
     return cells[row], gene
 
 
-def _add(at: Point, cell: Array, gene: Array) -> Point:
+def _add(at: Point, cell: Indices, gene: Indices) -> Point:
     """Add pairs with multiplier 0."""
     return replace(
         at,

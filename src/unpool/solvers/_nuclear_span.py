@@ -1,4 +1,4 @@
-"""The exact fit (radius 0) within the span of the measurement: X = L F with L a basis of col(T), where ‖X‖_* is smooth."""
+"""The exact fit (radius 0) within the span of the measurement, X = L F with L a basis of col(T): ‖X‖_* is smooth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from unpool.solvers._nnqp import nnqp
-from unpool.solvers._nuclear_core import Full, Point
+from unpool.solvers._nuclear_core import Full, Indices, Point
 from unpool.solvers._solution import Array
 
 __all__ = ["solve_in_span"]
@@ -17,9 +17,10 @@ ADDED = 100  # entries enforced at a time, the most negative first
 class _Model:
     """Quadratic model of ‖F‖_* around F = diag(s) Vᵀ, on F Q = T1, as a program in the multipliers of X >= 0 alone.
 
-    The Hessian is diag(1/s) minus Σ_{p<=q} w_pq l_pq², l_pq = s_q a_pq + s_p a_qp, a = dF V, w = 1/(s_p s_q (s_p + s_q)), for
-    p = q a quarter of 1/s_p³; without the sum it majorises. The minimiser for multipliers Z is, with P = 1 - QQᵀ,
-    F = T1 Qᵀ + diag(s) LᵀZ P + diag(s) t diag(s) VᵀP, t symmetric, solving one system of k (k + 1)/2 unknowns.
+    The Hessian is diag(1/s) minus Σ_{p<=q} w_pq l_pq², l_pq = s_q a_pq + s_p a_qp, a = dF V, with w_pq equal to
+    1/(s_p s_q (s_p + s_q)), for p = q a quarter of 1/s_p³; without the sum it majorises. The minimiser for multipliers
+    Z is F = T1 Qᵀ + diag(s) LᵀZ (1 - QQᵀ) + diag(s) t diag(s) Vᵀ(1 - QQᵀ), where the symmetric t solves one system of
+    k (k + 1)/2 unknowns.
     """
 
     def __init__(self, full: Full, L: Array, s: Array, V: Array, *, newton: bool) -> None:
@@ -42,12 +43,12 @@ class _Model:
             self.factor = cho_factor(0.5 * (B + B.T), check_finite=False)
             self.pull = 2 * self.product * omega[i, j]
 
-    def _couple(self, cell: Array, gene: Array) -> Array:
+    def _couple(self, cell: Indices, gene: Indices) -> Array:
         i, j = self.i, self.j
         rows, columns = self.L[cell], self.outside[gene]
         return np.asarray(self.product * (rows[:, i] * columns[:, j] + rows[:, j] * columns[:, i]))
 
-    def program(self, cell: Array, gene: Array) -> tuple[Array, Array]:
+    def program(self, cell: Indices, gene: Indices) -> tuple[Array, Array]:
         """K, q of min zᵀK z/2 + qᵀz over z >= 0 on the entries (cell, gene); Kz + q is X there."""
         rows, q = self.L[cell], self.Q[gene]
         K = ((rows * self.s) @ rows.T) * ((gene[:, None] == gene) - q @ q.T)
@@ -56,10 +57,10 @@ class _Model:
             R = self._couple(cell, gene)
             solved = cho_solve(self.factor, np.column_stack([R.T, self.pull]), check_finite=False)
             K, x = K + R @ solved[:, :-1], x - R @ solved[:, -1]
-        K[range(len(x)), range(len(x))] += 1e-12 * (np.trace(K) / max(len(x), 1))
+        K[range(len(x)), range(len(x))] += 1e-10 * (np.trace(K) / max(len(x), 1))
         return K, x
 
-    def factors(self, cell: Array, gene: Array, z: Array) -> Array:
+    def factors(self, cell: Indices, gene: Indices, z: Array) -> Array:
         """F for multipliers z."""
         LZ = np.zeros((len(self.base[0]), len(self.s)))
         np.add.at(LZ, gene, z[:, None] * self.L[cell])
@@ -74,11 +75,12 @@ class _Model:
         return np.asarray(F)
 
 
-def solve_in_span(full: Full, max_steps: int = 12) -> tuple[Point, bool]:
+def solve_in_span(full: Full, max_pairs: int = 500, max_steps: int = 12) -> Point | None:
     """Minimise ‖L F‖_* subject to F Q = LᵀT and L F >= 0, and complete its dual point to the whole space.
 
-    Returns the point and whether the steps converged. When the completed dual is in the spectral ball the point is
-    optimal outside the span too; otherwise it is a good start. Cost of a step: cells x genes x k.
+    When the completed dual is in the spectral ball the point is optimal outside the span too; otherwise it is a good
+    start. None: more than `max_pairs` entries have to be enforced, which happens when no X >= 0 fits.
+    Cost of a step: cells x genes x k.
     """
     L = full.L
     F = (L.T @ full.T) @ full.Q.T
@@ -108,6 +110,8 @@ def solve_in_span(full: Full, max_steps: int = 12) -> tuple[Point, bool]:
             z = nnqp(*model.program(cell, gene), passive)
             keep = z > 0
             cell, gene, z = cell[keep], gene[keep], z[keep]
+            if len(z) > max_pairs:
+                return None
             new = model.factors(cell, gene, z)
         change = float(np.linalg.norm(new - F) / np.linalg.norm(new))
         F = new
@@ -123,4 +127,4 @@ def solve_in_span(full: Full, max_steps: int = 12) -> tuple[Point, bool]:
     inverse = np.linalg.pinv(G)
     Z2Q = Z2 @ full.Q
     Y = L @ ((Vt - Z1) @ full.Q) - (Z2 @ V) @ inverse - (Z2Q - (Z2Q @ G) @ inverse)
-    return Point((L * s) @ Vt, Y, cell, gene, z, steps, change, 0.0), change <= 1e-8
+    return Point((L * s) @ Vt, Y, cell, gene, z, steps, change, error=0.0)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from unpool.solvers._input import as_batches
+
 __all__ = ["duality_gap"]
 
 
@@ -51,11 +53,11 @@ def duality_gap(
     Examples
     --------
     >>> import numpy as np
-    >>> duality_gap([[1.0, 1.0]], [[2.0]], [[1.0], [1.0]], 0.0, [[1.0]], np.zeros((1, 2)))
-    0.0
+    >>> abs(duality_gap([[1.0, 1.0]], [[2.0]], [[1.0], [1.0]], 0.0, [[1.0]], np.zeros((1, 2)))) < 1e-12
+    True
     """
-    Ds, Ps, Ys = ([np.asarray(a) for a in x] if isinstance(x, (list, tuple)) and np.ndim(x[0]) == 2 else [np.asarray(x)]
-                  for x in (D, P, Y))  # fmt: skip
+    Ds, Ps = as_batches(D, P)
+    Ys, _ = as_batches(Y, P)
     X, Z = np.asarray(X), np.asarray(Z)
     if np.any(Z < 0):
         return float("inf")

@@ -23,9 +23,6 @@ __all__ = ["noise_radius", "nuclear_norm"]
 
 QUANTILE = 0.95  # the true expression lies within the radius from `noise_var` with this probability
 CHECK_EVERY = 20  # steps of alternating directions between two tests of the answer
-PATIENCE = 5000  # steps with one penalty
-PENALTIES = (0.3, 0.1, 0.03)  # fixed penalties, in units of the scale of X; adapted ones miss the tolerance more often
-PENALTIES_EXACT = (0.03, 0.1, 0.3)  # for one design at radius 0
 
 
 def nuclear_norm(
@@ -221,30 +218,20 @@ def _fast(program: Program, problem: NormalForm, note: str) -> Solution | None:
 
 
 def _slow(program: Program, problem: NormalForm, max_iter: int, note: str) -> Solution:
-    """Alternating directions until certified, from the minimum-norm X; the best answer seen is returned.
-
-    The penalty is fixed at a multiple of the scale of X for PATIENCE steps, then at the next one.
-    """
-    X = problem.adjoint(problem.T)
-    s = np.linalg.svd(X, compute_uv=False)
-    scale = float(np.median(s[s > 1e-4 * s[0]]))
-    penalties = PENALTIES if len(problem.T) > 1 or program.radius > 0 else PENALTIES_EXACT
+    """Alternating directions until certified, from the minimum-norm X; the best answer seen is returned."""
     best: list[Answer] = []
-
-    def penalty(step: int) -> float:
-        return penalties[min(step // PATIENCE, len(penalties) - 1)] * scale
 
     def measure(at: Iterate) -> tuple[float, float]:
         if at.step % CHECK_EVERY and at.step < max_iter:
             return at.objective, float("inf")
         answer = program.judge(at.X, problem.pool_dual(at.Y), at.Z, repair=True)
-        if not best or answer.error < best[0].error:
+        if not best or (answer.error, answer.residual) < (best[0].error, best[0].residual):
             best[:] = [answer]
         return at.objective, answer.error
 
     run = iterate(
-        lambda at: admm_step(problem, at, penalty(at.step), program.nonneg),
-        start_at(problem, X, penalty(0)),
+        lambda at: admm_step(problem, at, program.nonneg),
+        start_at(problem, problem.adjoint(problem.T)),
         tol=program.tol,
         max_iter=max_iter,
         measure=measure,
@@ -254,8 +241,8 @@ def _slow(program: Program, problem: NormalForm, max_iter: int, note: str) -> So
     status = run.status
     if not run.converged:
         status = (
-            f"not converged after {run.n_iter} steps: gap {best[0].gap:.1e} (tol {program.tol:.0e}), residual {best[0].residual:.6g} "
-            f"for radius {program.radius:.6g}; raise max_iter, or accept it with a larger tol or radius"
+            f"not converged after {run.n_iter} steps: gap {best[0].gap:.1e} (tol {program.tol:.0e}), residual "
+            f"{best[0].residual:.6g} for radius {program.radius:.6g}; raise max_iter, or accept it with a larger tol"
         )
     return _solution(best[0], run.converged, status + note, run.n_iter, run.trace)
 
@@ -268,8 +255,8 @@ def _infeasible(program: Program, smallest: float, note: str) -> Solution:
         objective=float(np.linalg.norm(program.nearest, "nuc")),
         residual=smallest,
         converged=False,
-        status=f"infeasible: no {wish} has a residual within radius {program.radius:.4g}, the smallest reachable one is "
-        f"{smallest:.6g} (returned); raise the radius to at least that{note}",
+        status=f"infeasible: no {wish} has a residual within radius {program.radius:.6g}; the smallest reachable one is "
+        f"{smallest:.6g} (returned): raise the radius above it{note}",
     )
 
 

@@ -1,6 +1,4 @@
-"""Speed and accuracy of `unpool.solvers.nnls` and `als` beside scipy, SPAMS and cvxpy.
-
-    python benchmarks/_nnls_als.py [threads]
+"""Nonnegative least squares of many right-hand sides: unpool.solvers.nnls beside scipy and SPAMS.
 
 Every time is a median of several runs in one process; peers run between ours, so that both see the same machine.
 """
@@ -8,7 +6,6 @@ Every time is a median of several runs in one process; peers run between ours, s
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from unpool.solvers import als, nnls
+from unpool.solvers import nnls
 
 SIZES = ((25, 10), (25, 20), (50, 40))  # pools, rank
 
@@ -91,57 +88,3 @@ def measure_nnls(threads: int = 2, repeats: int = 5, n: int = 200_000, scipy_row
         print("  ".join(f"{key} {value:.3g}" for key, value in row.items()), flush=True)
         results.append(row)
     return results
-
-
-def notebook_problem(seed: int = 0) -> dict[str, np.ndarray]:
-    """U ~ N(10, 2), V ~ N(15, 3), P Bernoulli(0.25): 500 cells, 100 genes, 25 pools, rank 10; start N(10, 1)."""
-    rng = np.random.default_rng(seed)
-    M = rng.normal(10, 2, (500, 10)) @ rng.normal(15, 3, (100, 10)).T
-    P = (rng.random((100, 25)) < 0.25).astype(float)
-    return {"M": M, "P": P, "D": M @ P, "U": rng.normal(10, 1, (500, 10)), "V": rng.normal(10, 1, (100, 10))}
-
-
-def mean_pearson(M: np.ndarray, X: np.ndarray) -> float:
-    return float(np.mean([np.corrcoef(M[:, j], X[:, j])[0, 1] for j in range(M.shape[1])]))
-
-
-def measure_als(threads: int = 1, repeats: int = 5, cvxpy: bool = True, seed: int = 0) -> dict[str, Any]:
-    """Seconds of 100 full iterations from the notebook's start, and of one V-step by cvxpy with its default solver."""
-    numba.config.NUMBA_NUM_THREADS = threads
-    data = notebook_problem(seed)
-    D, P, start = data["D"], data["P"], (data["U"], data["V"])
-    als(D, P, 10, init=start, max_iter=1)  # compiles
-    times = [seconds(lambda: als(D, P, 10, init=start, tol=0, max_iter=100)) for _ in range(repeats)]
-    found = als(D, P, 10, init=start, tol=0, max_iter=100)
-    first = als(D, P, 10, init=start, max_iter=1)
-    row: dict[str, Any] = {
-        "seconds_100": statistics.median(times),
-        "iterations": found.n_iter,
-        "relative_residual": found.residual / float(np.linalg.norm(D)),
-        "smallest_entry": float(min(found.U.min(), found.V.min())),
-        "monotone": bool(np.all(np.diff(found.trace) <= 0)),
-        "pearson": mean_pearson(data["M"], found.X),
-        "pearson_of_total": mean_pearson(data["M"], np.repeat(D.sum(axis=1)[:, None], 100, axis=1)),
-        "first_objective": first.objective,
-    }
-    if cvxpy:
-        import cvxpy as cp
-
-        V = cp.Variable((100, 10))
-        program = cp.Problem(cp.Minimize(cp.norm(first.U @ V.T @ P - D, "fro")), [cp.min(V) >= 0])
-        try:
-            row["cvxpy_v_step"] = seconds(program.solve)
-            row["cvxpy_objective"] = float(np.sum((first.U @ np.asarray(V.value).T @ P - D) ** 2))
-            row["ratio"] = row["cvxpy_v_step"] / row["seconds_100"]
-        except Exception as error:
-            row["cvxpy_error"] = str(error)
-    print(
-        "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
-    )
-    return row
-
-
-if __name__ == "__main__":
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    measure_nnls(threads)
-    measure_als(threads)
