@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "adapt_to", "decode", "learn"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
+STRANGE_POOL, STRANGE_CELL, STRANGE_SHARE = 3.0, 10.0, 0.05  # what is worth a warning
 CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
 DOUBLE_DIPPING = (
     "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
@@ -45,6 +46,8 @@ def decode(
     sd: bool = True,
     adapt: bool | str = "auto",
     selection: bool = True,
+    calibrate: str | None = None,
+    fast: bool = False,
     crossfit: bool = True,
     reference_label: Any = None,
     reference_group: Any = None,
@@ -59,8 +62,8 @@ def decode(
     pooled
         Cells x pools on the linear scale, with the design (from `measure` or `pooled`). Negative values are noise.
     reference
-        Cells x genes on the linear scale, in the units in which the design pools them (AnnData, DataFrame), or a fitted
-        `Model`. Genes are matched by name; genes that the design lacks are left out.
+        Cells x genes on the linear scale, in the units in which the design pools them (AnnData, DataFrame), a fitted
+        `Model`, or a dictionary of gene modules (DataFrame, genes x modules; see `Model.from_modules`). Genes are matched by name; genes that the design lacks are left out.
     method
         "mixture" (needs a reference): posterior mean and standard deviation under a bag of mixtures. "gaussian" (needs a
         reference): the same with one Gaussian, which is the best linear decoder. Without a reference: "minimum_norm" (D P⁺),
@@ -83,6 +86,11 @@ def decode(
     selection
         Whether to measure held-out reference cells in simulation, with this design and noise, and leave out the extra
         components (other sizes of each cluster, pairs of types) where they would not help. False: keep them.
+    calibrate
+        "gain": estimate a gain and an offset for every pool first, for pools in other units than the reference's. It takes
+        the pooled cells for cells like the reference's. A given noise_var is in the units of the pools.
+    fast
+        One small mixture, no selection and no adaptation: an order of magnitude faster, and less accurate.
     crossfit
         Whether to hold reference cells out in turn, measure them in simulation (the same design and noise) and decode them
         by small models of the others. It calibrates layers["sd"] and `intervals` per gene, and tells before any truth how
@@ -143,6 +151,8 @@ def decode(
     noise_stage = choice(noise_stage, NOISE_STAGES, "noise_stage")
     if not isinstance(adapt, bool):
         choice(adapt, ["auto"], "adapt")
+    if calibrate is not None:
+        choice(calibrate, ["gain"], "calibrate")
     design, index = recorded_design(pooled)
     D = intensities(pooled, what="the pools").X
     if isinstance(noise_var, str):
@@ -158,14 +168,31 @@ def decode(
         raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
         seed = generator(rng)
-        learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads)
-        noise, stated = _noise(learned.model, D, design, index, noise_var, noise_stage)
-        learned, chosen = _prepared(learned, D, design, index, noise, adapt, selection, seed, n_threads)
-        result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads)
-        record |= stated | chosen
+        if _are_modules(reference, design):
+            reference = _from_modules(reference, D, design, index)
+        learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads, fast)
+        used = [int(b) for b in np.unique(index)]
+        noise = {} if noise_var is None else {b: design_noise(noise_var, noise_stage, design, b) for b in used}
+        gains: dict[str, Any] = {}
+        if calibrate is not None:
+            D, noise, gains = _calibrated(learned.model, D, design, index, noise)
+        stated = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage} | gains
+        if noise_var is None:
+            noise = {b: _estimated_noise(learned.model, D, design, index, b, noise_stage) for b in used}
+        stated |= {
+            "noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}": R for b, R in noise.items()
+        }
+        misfit = _pool_misfit(learned.model, D, design, index, noise)
+        learned, chosen = _prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
+        result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads, fast)
+        record |= stated | chosen | misfit
         if sd or crossfit:
             _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
-    notes = [*_unmeasured(design, method), *_undetermined(result, design, method)]
+    notes = [
+        *_unmeasured(design, method),
+        *_undetermined(result, design, method),
+        *_unexplained(result, record, pooled),
+    ]
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
     if not record.get("converged", True):
@@ -198,9 +225,30 @@ class Learned:
     fit: Callable[[NDArray[np.float64]], Model] | None = None
 
 
+def _are_modules(reference: Any, design: Design) -> bool:
+    """Whether a table is genes x modules: its rows are the design's genes and its columns are not."""
+    return (
+        isinstance(reference, pd.DataFrame)
+        and set(design.genes) <= set(map(str, reference.index))
+        and not set(design.genes) & set(map(str, reference.columns))
+    )
+
+
+def _from_modules(table: pd.DataFrame, D: Any, design: Design, index: NDArray[np.intp]) -> Model:
+    """Model of modules at the activity that the mean of the pools asks for."""
+    from unpool.model import Model
+
+    table = table.set_axis([str(gene) for gene in table.index], axis=0)
+    U = table.loc[list(design.genes)].to_numpy(dtype=np.float64)
+    b = int(index[0])
+    pools = float(np.mean([dense(D, rows).sum(axis=1).mean() for rows in blocks(D.shape[0])]))
+    expected = float((design.matrices[b].T @ U).sum(axis=0).mean())
+    return Model.from_modules(table, activity=pools / expected if pools > 0 and expected > 0 else 1.0)
+
+
 def learn(
     reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
-    n_threads: int | None,
+    n_threads: int | None, fast: bool = False,
 ) -> Learned:  # fmt: skip
     """Learn from the genes in the order of their names, so that the order of a design is only an order."""
     from unpool.model import Model
@@ -222,10 +270,10 @@ def learn(
     if method == "gaussian":
         model = Model._gaussian(cells, genes, rng=rng)
         return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
-    model = Model._from_array(cells, genes, label=labels, rng=rng, n_threads=n_threads)
+    model = Model._from_array(cells, genes, label=labels, rng=rng, fast=fast, n_threads=n_threads)
 
     def fit(X: NDArray[np.float64]) -> Model:
-        return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, n_threads=n_threads)
+        return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, fast=fast, n_threads=n_threads)
 
     return Learned(model.subset(design.genes), cells, groups, fit)
 
@@ -273,21 +321,67 @@ def adapt_to(model: Model, batches: Sequence[tuple[Any, Any, Any]], n_threads: i
     return model._reweighted(weights, shares)
 
 
-def _noise(
-    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise_var: Any, noise_stage: str
-) -> tuple[dict[int, NDArray[np.float64]], dict[str, Any]]:
-    """Noise covariance in the pools of every design in use, given or estimated; and a record of it."""
-    noise = {}
-    record: dict[str, Any] = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage}
+def _estimated_noise(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], b: int, noise_stage: str
+) -> NDArray[np.float64]:
+    """Noise covariance in the pools of one design."""
+    cells, P = D if (index == b).all() else D[index == b], design.matrices[b]
+    return noise_covariance(model.estimate_noise(cells, P, noise_stage=noise_stage), P, noise_stage)
+
+
+def _calibrated(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]], dict[str, Any]]:
+    """Pools and their noise, if it is known, in the units of the reference; and a record of gains and offsets."""
+    pools = dense(D).astype(np.float64)
+    scaled: dict[int, NDArray[np.float64]] = {}
+    record: dict[str, Any] = {}
     for b in map(int, np.unique(index)):
-        P = design.matrices[b]
-        if noise_var is None:
-            cells = D if (index == b).all() else D[index == b]
-            noise[b] = noise_covariance(model.estimate_noise(cells, P, noise_stage=noise_stage), P, noise_stage)
-        else:
-            noise[b] = design_noise(noise_var, noise_stage, design, b)
-        record["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}"] = noise[b]
-    return noise, record
+        mine, R = index == b, noise.get(b)
+        gain, offset = model.estimate_gains(pools[mine], design.matrices[b], noise_var=R)
+        pools[mine] = (pools[mine] - offset) / gain
+        if R is not None:
+            scaled[b] = R / np.outer(gain, gain)
+        suffix = "" if design.n_designs == 1 else f"_{b}"
+        record |= {f"pool_gain{suffix}": gain, f"pool_offset{suffix}": offset}
+    return pools, scaled, record
+
+
+def _pool_misfit(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
+) -> dict[str, Any]:
+    """Misfit of every pool: how far it is from what the others foretell, in units of what is to be expected."""
+    return {
+        "pool_misfit" if design.n_designs == 1 else f"pool_misfit_{b}": model.pool_misfit(
+            D if (index == b).all() else D[index == b], design.matrices[b], R
+        )
+        for b, R in noise.items()
+    }
+
+
+def _unexplained(result: AnnData, record: dict[str, Any], pooled: AnnData) -> list[str]:
+    """Name the pools and cells that the reference does not explain."""
+    notes = []
+    for key, misfit in record.items():
+        if key.startswith("pool_misfit"):
+            bad = np.flatnonzero(misfit > max(STRANGE_POOL, 2 * np.median(misfit)))
+            if len(bad):
+                shown = ", ".join(f"{pooled.var_names[k]} ({misfit[k]:.1f})" for k in bad[:5])
+                notes.append(
+                    f"{len(bad)} of {len(misfit)} pools are far from what the other pools foretell ({shown}; 1 is to be "
+                    "expected): a failed channel, a wrong row of the design or another gain? Leave such a pool out "
+                    '(pooled[:, keep]), correct the design, or try calibrate="gain"'
+                )
+    if "unpool_misfit" in result.obs:
+        strange = np.flatnonzero(result.obs["unpool_misfit"] > STRANGE_CELL)
+        if len(strange) > STRANGE_SHARE * result.n_obs:
+            shown = ", ".join(map(str, pooled.obs_names[strange[:5]])) + (", ..." if len(strange) > 5 else "")
+            notes.append(
+                f"{len(strange):,} of {result.n_obs:,} cells have pools that the reference does not explain ({shown}; "
+                f"obs['unpool_misfit'] above {STRANGE_CELL:g}): cell types that it lacks, or other units than the "
+                'reference\'s (calibrate="gain")? Do not trust these cells'
+            )
+    return notes
 
 
 def _prepared(
@@ -321,7 +415,7 @@ def _prepared(
 
 def _posterior(
     model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]], sd: bool,
-    n_threads: int | None,
+    n_threads: int | None, fast: bool = False,
 ) -> tuple[AnnData, dict[str, Any]]:  # fmt: skip
     """Posterior mean and sd of all cells, design by design."""
     n, g = D.shape[0], design.n_genes
@@ -335,7 +429,9 @@ def _posterior(
         P, mine = design.matrices[b], index == b
         alone = bool(mine.all())
         cells = D if alone else D[mine]
-        answer = model.posterior(cells, P, noise_var=R, sd=sd, n_threads=n_threads, out=mean if alone else None)
+        answer = model.posterior(
+            cells, P, noise_var=R, sd=sd, n_threads=n_threads, out=mean if alone else None, fast=fast
+        )
         if not alone:
             mean[mine] = answer.mean
         if deviation is not None:

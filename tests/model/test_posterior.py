@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,105 @@ def test_brute_force(nu, g, m, K, n_members):
         twin = brute_force(members, P, R, D, nu, broken)
         assert not agrees(twin, truth, 1e-3), broken
     assert not agrees(brute_force(members, P, R, D, 7.0), truth, 1e-3)  # other tails
+
+
+def spelled_out(weights, means, covariances, pairs, sizes, shares):
+    """Weights, means and covariances of all components at all sizes, one by one."""
+    parts = [(weights[k], means[k], covariances[k], shares[k]) for k in range(len(weights) - len(pairs))]
+    for w, share, (i, j) in zip(weights[len(parts) :], shares[len(parts) :], pairs, strict=True):
+        parts.append((w, (means[i] + means[j]) / 2, (covariances[i] + covariances[j]) / 4, share))
+    every = [
+        (w * x, s * mu, s * s * S) for w, mu, S, share in parts for s, x in zip(sizes, share, strict=True) if x > 0
+    ]
+    return tuple(list(part) for part in zip(*every, strict=True))
+
+
+def rich(rng, g, K, T, sizes):
+    """Mixture of K clusters at several sizes and the pairs of T types; and the same spelled out."""
+    means = 3 + 2 * rng.standard_normal((K + T, g))
+    covariances = [random_covariance(rng, g, 0.3 + k / K) for k in range(K + T)]
+    pairs = K + np.column_stack(np.triu_indices(T, 1))
+    weights = rng.dirichlet(np.full(K + len(pairs), 2.0))
+    shares = np.vstack([rng.dirichlet(np.ones(len(sizes)), K), np.tile(np.eye(len(sizes))[0], (len(pairs), 1))])
+    mixture = Mixture.of_moments(weights, means, covariances, pairs=pairs, sizes=sizes, shares=shares)
+    return mixture, spelled_out(weights, means, covariances, pairs, sizes, shares)
+
+
+def answers(mixtures, P, R, D, nu, **options):
+    """As `decoded`, of given mixtures."""
+    seen = see(mixtures, np.full(len(mixtures), 1 / len(mixtures)), nu, P, R, jitter=0.0)
+    mean, sd, misfit = np.empty((len(D), len(P))), np.empty((len(D), len(P))), np.empty(len(D))
+    decode_blocks(seen, D, mean, sd, misfit, clip=False, **{"dropped": 0.0} | options)
+    only_mean = np.empty_like(mean)
+    decode_blocks(seen, D, only_mean, None, misfit, clip=False, **{"dropped": 0.0} | options)
+    assert agrees([only_mean], [mean], 1e-12 if not options else 1e-6)
+    m = seen.n_coordinates
+    return mean, sd, misfit * np.sqrt(2 * m) + m
+
+
+@pytest.mark.parametrize("nu", [np.inf, 5.0, 6.3])
+def test_brute_force_with_sizes_and_pairs(nu):
+    rng = np.random.default_rng(8)
+    g, m, sizes = 5, 3, (1.0, 0.5, 2.0)
+    rich_members = [rich(rng, g, 4, 3, sizes) for _ in range(2)]
+    P, R = rng.random((g, m)), random_covariance(rng, m, 0.2)
+    D = (3 + 2 * rng.standard_normal((30, g))) @ P
+    truth = brute_force([spelled for _, spelled in rich_members], P, R, D, nu)
+    mixtures = [mixture for mixture, _ in rich_members]
+    assert agrees(answers(mixtures, P, R, D, nu), truth)
+    for wrong in (
+        [replace(mixture, sizes=np.array([1.0, 0.5, 1.9])) for mixture in mixtures],
+        [replace(mixture, pairs=mixture.pairs[::-1]) for mixture in mixtures],
+        [replace(mixture, size_shares=mixture.size_shares[:, [0, 2, 1]]) for mixture in mixtures],
+        [mixture.plain() for mixture in mixtures],
+    ):
+        assert not agrees(answers(wrong, P, R, D, nu), truth, 1e-3)
+
+
+def test_moments_with_sizes_and_pairs():
+    mixture, (weights, means, covariances) = rich(np.random.default_rng(9), 4, 3, 3, (1.0, 0.5, 2.0))
+    w, mu, S = np.array(weights), np.array(means), np.array(covariances)
+    away = mu - w @ mu
+    total = np.einsum("k,kij->ij", w, S) + away.T @ np.diag(w) @ away
+    assert np.allclose(mixture.mean, w @ mu)
+    assert np.allclose(mixture.covariance(), total)
+    assert np.allclose(mixture.within(), np.einsum("k,kij->ij", w, S))
+    assert not np.allclose(mixture.plain().covariance(), total, rtol=1e-2)
+    draws = mixture.draw(100_000, np.inf, np.random.default_rng(0))
+    assert np.allclose(draws.mean(axis=0), mixture.mean, rtol=0.03)
+    assert np.allclose(np.cov(draws.T), total, atol=0.05 * np.diag(total).max())
+    one = np.array([2, 0])
+    assert np.allclose(mixture.subset(one).covariance(), total[np.ix_(one, one)])
+
+
+@pytest.mark.parametrize("nu", [np.inf, 5.0])
+def test_skipping_components_by_their_bound_changes_nothing_that_can_be_seen(nu, monkeypatch):
+    """Well separated components: most are skipped, and the answer stays."""
+    from unpool.kernels import mixture as kernel
+
+    rng = np.random.default_rng(10)
+    K, g, m = 60, 12, 8
+    means = 30 * rng.standard_normal((K, g))
+    covariances = [random_covariance(rng, g, 0.5) for _ in range(K)]
+    mixture = Mixture.of_moments(np.full(K, 1 / K), means, covariances)
+    P, R = rng.random((g, m)), 0.01 * np.eye(m)
+    D = (means[rng.integers(K, size=300)] + rng.standard_normal((300, g))) @ P
+    truth = answers([mixture], P, R, D, nu)
+    assert agrees(answers([mixture], P, R, D, nu, dropped=kernel.DROPPED), truth, 1e-7)
+    seen = see([mixture], np.ones(1), nu, P, R)
+    Z = np.ascontiguousarray(((D - seen.pool_centre) @ seen.T).T)
+    counts = kernel._survivors(Z, seen.members[0], nu, kernel.DROPPED, np.empty((K, 1, 300)))[1]
+    assert counts.sum() < 0.5 * K * 300
+    # a "bound" that is above the truth loses components
+    exact = kernel._nearest
+
+    def too_far(*arguments):
+        bound = exact(*arguments)
+        bound[1:] += 1e9
+        return bound
+
+    monkeypatch.setattr(kernel, "_nearest", too_far)
+    assert not agrees(answers([mixture], P, R, D, nu, dropped=kernel.DROPPED), truth, 1e-7)
 
 
 def test_components_may_come_in_any_order():

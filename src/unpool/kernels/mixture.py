@@ -40,6 +40,7 @@ DROPPED = 5e-8
 WEAK = 1e-2
 # Cells worked at once: the whitened pools of a few components then stay in the cache.
 TILE = 1024
+_WORTH = 0.7  # share of the components that a bound may leave, to be worth its cost
 _CHUNK = 200  # rows of one product of whitening matrices with a tile
 LEADING = 4  # the bound looks at one in so many pool coordinates, the most variable first
 
@@ -223,6 +224,7 @@ def posterior_moments(
     square = np.zeros((n, g) if second else (0, g))
     distance = np.zeros(n)
     most = max(member.log_weights.size for member in members)
+    bounded = [True] * len(members)  # a bound that skips little is given up
     table = np.empty(most * min(n, TILE))  # touched only where components survive
     for start in range(0, n, TILE):
         tile = slice(start, min(start + TILE, n))
@@ -231,7 +233,8 @@ def posterior_moments(
         for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
             K, S = member.log_weights.shape
             r = table[: K * S * t].reshape(K, S, t)
-            cells, counts, _, far = _survivors(D_tile, member, nu, dropped, r)
+            cells, counts, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded[b])
+            bounded[b] = bounded[b] and counts.sum() < _WORTH * K * t
             distance[tile] += share * far
             if responsibilities is not None:
                 dense = np.zeros((t, K, S))
@@ -242,7 +245,7 @@ def posterior_moments(
             weak = WEAK / K if dropped > 0 else 0.0
             for gain, above, upto in ((member.gain, weak, np.inf), (member.gain32, 0.0, weak)):
                 _accumulate(
-                    D_tile, r, cells, counts, above, upto, share, member.sizes, member.rotation, member.shift,
+                    D_tile, r, cells, counts, weight, above, upto, share, member.log_weights, member.sizes, member.rotation, member.shift,
                     member.precision, member.means, gain, member.variance, centre, nu, *moments, second,
                 )  # fmt: skip
     return mean, np.maximum(square - np.square(mean - centre), 0.0) if second else None, distance
@@ -259,7 +262,7 @@ def sparse_responsibilities(
         D_tile = np.ascontiguousarray(D[start : start + TILE].T)
         t = D_tile.shape[1]
         r = table[: K * S * t].reshape(K, S, t)
-        cells, counts, evidence[start : start + t], _ = _survivors(D_tile, member, nu, dropped, r)
+        cells, counts, _, evidence[start : start + t], _ = _survivors(D_tile, member, nu, dropped, r)
         dense = np.zeros((t, K, S))
         _scatter(r, cells, counts, dense)
         parts.append(sparse.csr_matrix(dense.reshape(t, K * S)))
@@ -267,17 +270,17 @@ def sparse_responsibilities(
 
 
 def _survivors(
-    D_tile: Array, member: Conditioned, nu: float, dropped: float, r: Array
-) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array]:
+    D_tile: Array, member: Conditioned, nu: float, dropped: float, r: Array, bounded: bool = True
+) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array]:
     """Responsibilities of one tile (pools x cells), written into r; see `_responsibilities`."""
     K, m = len(member.log_weights), len(D_tile)
     p = member.bound.shape[1] - 1
     nearest = np.full((K, D_tile.shape[1]), -np.inf)
-    if dropped > 0 and K > 1 and 0 < p < m:
+    if bounded and dropped > 0 and K > 1 and 0 < p < m:
         augmented = np.concatenate([np.ones((1, D_tile.shape[1])), D_tile[:p]])
         q = _squared_distances(member.bound, augmented, len(member.bound_of))
         nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)
-    answer: tuple[NDArray[np.int32], NDArray[np.intp], Array, Array] = _responsibilities(
+    answer: tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array] = _responsibilities(
         D_tile, nearest, member.log_weights, member.rotation, member.shift, member.precision, nu, dropped, r
     )
     return answer
@@ -387,7 +390,7 @@ def _responsibilities(
     nu: float,
     dropped: float,
     u: Array,
-) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array]:
+) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array]:
     """Responsibilities of the components that are not negligible.
 
     A density is a falling function of the remoteness u: for Student components its power -(nu + m)/2, with
@@ -395,7 +398,8 @@ def _responsibilities(
     finding the largest density, and those close to it, needs no logarithm.
 
     Component k answers for the cells `cells[k, :counts[k]]`; their responsibilities replace u[k, :, :counts[k]]. D is
-    pools x cells. Also returned: log density of each cell up to a constant, and its mean q.
+    pools x cells. Also returned: `weight[k, :counts[k]]`, the sums of these over the sizes, log density of each cell up to
+    a constant, and its mean q.
     """
     K, S = log_weights.shape
     m, n = D.shape
@@ -461,14 +465,14 @@ def _responsibilities(
     levels = int(np.ceil(np.log(2 * K) / np.log(4.0))) if dropped > 0 else 0
     below_level = np.zeros((n, levels))
     total, distance = np.zeros(n), np.zeros(n)
+    weight = np.zeros((K, n))
     for k in range(K):
         count = counts[k]
         for a in range(count):
             at_best[a] = smallest[cells[k, a]]
-        of_component = np.zeros(count)
+        of_component = weight[k, :count]
         for s in range(S):
             if log_weights[k, s] == -np.inf:
-                u[k, s, :count] = 0.0
                 continue
             us, below = u[k, s, :count], highest - log_weights[k, s]
             factor = np.exp(below / power)
@@ -508,15 +512,19 @@ def _responsibilities(
                 break
             threshold /= 4
     for k in range(K):
-        for a in range(counts[k]):
+        count, scale = counts[k], at_best
+        for a in range(count):
             i = cells[k, a]
-            w = 0.0
-            for s in range(S):
-                w += u[k, s, a]
-            scale = 1.0 / total[i] if w >= limit[i] else 0.0
-            for s in range(S):
-                u[k, s, a] *= scale
-    return cells, counts, log_density, distance
+            scale[a] = 1.0 / total[i] if weight[k, a] >= limit[i] else 0.0
+            weight[k, a] *= scale[a]
+        for s in range(S):
+            us = u[k, s]
+            if log_weights[k, s] == -np.inf:
+                us[:count] = 0.0
+            else:
+                for a in range(count):
+                    us[a] *= scale[a]
+    return cells, counts, weight, log_density, distance
 
 
 @njit()
@@ -534,9 +542,11 @@ def _accumulate(
     r: Array,
     cells: NDArray[np.int32],
     counts: NDArray[np.intp],
+    weight: Array,
     above: float,
     upto: float,
     share: float,
+    log_weights: Array,
     sizes: Array,
     rotation: Array,
     shift: Array,
@@ -557,8 +567,8 @@ def _accumulate(
     m, n = D.shape
     K, g = means.shape
     S = len(sizes)
-    mine = np.empty(n, np.int32)
-    w = np.empty((S, n))
+    mine, at = np.empty(n, np.int32), np.empty(n, np.intp)
+    w, at_size = np.empty((S, n)), np.empty(S, np.intp)
     q, level, c = np.empty(n), np.empty(n), np.empty(n)
     gathered, product = np.empty(m * n), np.empty(m * n)
     coefficients = np.empty(m * n, gain.dtype)
@@ -566,22 +576,26 @@ def _accumulate(
     for k in range(K):
         count = 0
         for a in range(counts[k]):
-            total = 0.0
-            for s in range(S):
-                total += r[k, s, a]
-            if above < total <= upto:
+            if above < weight[k, a] <= upto:
                 mine[count] = cells[k, a]
-                for s in range(S):
-                    w[s, count] = share * r[k, s, a]
+                at[count] = a
                 count += 1
         if count == 0:
             continue
+        seen = 0  # the sizes that exist
+        for s in range(S):
+            if log_weights[k, s] > -np.inf:
+                at_size[seen] = s
+                for a in range(count):
+                    w[seen, a] = share * r[k, s, at[a]]
+                seen += 1
         z = _rotated(D, rotation[k], mine[:count], gathered, product)
         C = coefficients[: m * count].reshape(m, count)
         if second:
-            for s in range(S):
-                if w[s, :count].max() == 0.0:
+            for t in range(seen):
+                if w[t, :count].max() == 0.0:
                     continue
+                s = at_size[t]
                 size = sizes[s]
                 for j in range(m):
                     Cj, zj, a, p = C[j], z[j], shift[k, s, j], size * size * precision[k, s, j]
@@ -592,7 +606,7 @@ def _accumulate(
                     np.dot(C.T, gain[k], answers[:count])
                 for i in range(count):
                     stretch = (nu - 2.0 + q[i]) / (nu - 2.0 + m) if nu < np.inf else 1.0
-                    wi, cell = w[s, i], mine[i]
+                    wi, cell = w[t, i], mine[i]
                     for j in range(g):
                         x = answers[i, j] + size * means[k, j]
                         mean[cell, j] += wi * x
@@ -600,17 +614,18 @@ def _accumulate(
                         square[cell, j] += wi * (x * x + stretch * variance[k, s, j])
         else:
             level[:count] = 0.0
-            for s in range(S):
+            for t in range(seen):
+                size = sizes[at_size[t]]
                 for i in range(count):
-                    level[i] += w[s, i] * sizes[s]
-                    w[s, i] *= sizes[s] * sizes[s]
+                    level[i] += w[t, i] * size
+                    w[t, i] *= size * size
             for j in range(m):
                 c[:count] = 0.0
                 Cj, zj = C[j], z[j]
-                for s in range(S):
-                    a, p, ws = shift[k, s, j], precision[k, s, j], w[s]
+                for t in range(seen):
+                    a, p, wt = shift[k, at_size[t], j], precision[k, at_size[t], j], w[t]
                     for i in range(count):
-                        c[i] += ws[i] * (p * (zj[i] - a))
+                        c[i] += wt[i] * (p * (zj[i] - a))
                 for i in range(count):
                     Cj[i] = c[i]
             if m > 0:

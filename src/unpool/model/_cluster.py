@@ -52,12 +52,12 @@ SCALES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def n_clusters(n: int) -> int:
-    """Clusters for n cells: one for 15, at least 4 and at most 400, never fewer than two cells each."""
-    return max(1, min(max(n // CELLS_PER_CLUSTER, MIN_CLUSTERS), MAX_CLUSTERS, n // 2))
+def n_clusters(n: int, most: int = MAX_CLUSTERS) -> int:
+    """Clusters for n cells: one for 15, at least 4 and at most 400 (or `most`), never fewer than two cells each."""
+    return max(1, min(max(n // CELLS_PER_CLUSTER, MIN_CLUSTERS), most, n // 2))
 
 
-def cluster(X: Array, scale: str, rng: np.random.Generator) -> NDArray[np.intp]:
+def cluster(X: Array, scale: str, rng: np.random.Generator, *, most: int = MAX_CLUSTERS) -> NDArray[np.intp]:
     """Cluster of each cell, 0 .. K - 1, none empty.
 
     Parameters
@@ -68,6 +68,8 @@ def cluster(X: Array, scale: str, rng: np.random.Generator) -> NDArray[np.intp]:
         Key of `SCALES`: the scale on which distances are taken.
     rng
         Seeds k-means (one start).
+    most
+        Clusters at most.
 
     Notes
     -----
@@ -80,7 +82,7 @@ def cluster(X: Array, scale: str, rng: np.random.Generator) -> NDArray[np.intp]:
     if n > MAX_CELLS:
         sample = features[np.sort(rng.choice(n, MAX_CELLS, replace=False))]
     seed = int(rng.integers(2**31))
-    means = KMeans(n_clusters(n), n_init=1, max_iter=_MAX_ITER, random_state=seed).fit(sample)
+    means = KMeans(n_clusters(n, most), n_init=1, max_iter=_MAX_ITER, random_state=seed).fit(sample)
     labels = means.labels_ if sample is features else means.predict(features)
     return np.unique(labels, return_inverse=True)[1].astype(np.intp)
 

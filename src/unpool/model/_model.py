@@ -17,21 +17,26 @@ from scipy import sparse
 from unpool._validate import align, annotation, choice, dense, expression, generator, integer, intensities, names
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads, one_thread
+from unpool.kernels.mixture import DROPPED
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 from unpool.model._adapt import SAMPLE as ADAPT_SAMPLE
 from unpool.model._adapt import adapted_weights
 from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
+from unpool.model._gain import estimate_gains
 from unpool.model._labels import Labels, composition
 from unpool.model._mixture import Array, Mixture
+from unpool.model._modules import modules_mixture
 from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
-from unpool.model._posterior import Posterior, decode_blocks, see
+from unpool.model._posterior import Posterior, decode_blocks, foretold_misfit, see
 
 __all__ = ["Model"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 NU = 5.0
+FAST_CLUSTERS = 40
+FAST_DROPPED = 1e-3  # share of a cell's weight given up by skipping components, fast
 _RESOLUTION_CELLS = 2048
 
 
@@ -86,7 +91,7 @@ class Model:
     @classmethod
     def from_cells(
         cls, reference: Any, *, layer: str | None = None, label: Any = None, rng: Any = 0, n_members: int = 4,
-        n_threads: int | None = None,
+        fast: bool = False,        n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         """Learn from cells in which every gene was measured.
 
@@ -103,6 +108,8 @@ class Model:
         n_members
             Clusterings, on the scales arcsinh, sqrt, linear, arcsinh with a finer and a coarser cofactor, composition, in
             turn. More than six start again with other seeds.
+        fast
+            One member of at most 40 clusters without extra components, whatever n_members.
         n_threads
             Threads; None: all cores of this process. They do not change the result.
 
@@ -113,20 +120,28 @@ class Model:
         """
         table = expression(reference, what="the reference", layer=layer)
         labels = None if label is None else annotation(reference, label, what="label")
-        return cls._from_array(table.X, table.columns, label=labels, rng=rng, n_members=n_members, n_threads=n_threads)
+        return cls._from_array(
+            table.X, table.columns, label=labels, rng=rng, n_members=n_members, fast=fast, n_threads=n_threads
+        )
 
     @classmethod
     def _from_array(
         cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0, n_members: int = 4,
-        extras: bool = True,
+        extras: bool = True, fast: bool = False,
         n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         from sklearn.exceptions import ConvergenceWarning
 
-        from unpool.model._cluster import SCALES, cluster, coarse_types  # scikit-learn: only fitting needs it
+        from unpool.model._cluster import (
+            MAX_CLUSTERS,
+            SCALES,
+            cluster,
+            coarse_types,
+        )  # scikit-learn: only fitting needs it
 
         rng = generator(rng)
-        n_members = integer(n_members, "n_members")
+        n_members = 1 if fast else integer(n_members, "n_members")
+        extras, most = extras and not fast, FAST_CLUSTERS if fast else MAX_CLUSTERS
         rows = _reference_rows(X.shape[0], rng)
         X = dense(X, rows)
         scales = list(SCALES)
@@ -136,7 +151,7 @@ class Model:
 
         def member(job: tuple[int, np.random.Generator]) -> tuple[Mixture, Array | None]:
             number, seed = job
-            clusters = cluster(X, scales[number % len(scales)], seed)
+            clusters = cluster(X, scales[number % len(scales)], seed, most=most)
             mixture = shrunk_mixture(X, clusters)
             called = None if code is None else composition(clusters, code, len(label_names))
             if not extras:
@@ -171,6 +186,58 @@ class Model:
         """
         table = expression(reference, what="the reference", layer=layer)
         return cls._gaussian(table.X, table.columns, rng=rng)
+
+    @classmethod
+    def from_moments(cls, mean: Any, covariance: Any, *, genes: Sequence[str] | None = None) -> Model:
+        """One Gaussian with the given moments, for when the moments are all that is known.
+
+        Parameters
+        ----------
+        mean
+            Genes: mean expression, linear scale; a Series names the genes.
+        covariance
+            Genes x genes, symmetric and positive semidefinite.
+        genes
+            Names; default: those of `mean`, or gene_0, gene_1, ...
+        """
+        if genes is None:
+            genes = list(mean.index) if isinstance(mean, pd.Series) else [f"gene_{j}" for j in range(len(mean))]
+        if isinstance(covariance, pd.DataFrame) and isinstance(mean, pd.Series):
+            align(list(mean.index), list(covariance.index), wanted_by="the mean", held_by="the covariance")
+            covariance = covariance.loc[mean.index, mean.index]
+        mu, S = np.asarray(mean, dtype=np.float64), np.asarray(covariance, dtype=np.float64)
+        if mu.ndim != 1 or S.shape != (len(mu), len(mu)) or not (np.isfinite(mu).all() and np.isfinite(S).all()):
+            raise InputError(
+                f"mean of shape {mu.shape} and covariance of shape {S.shape}: expected g and g x g finite values"
+            )
+        size = np.abs(S).max(initial=0.0)
+        if np.abs(S - S.T).max(initial=0.0) > 1e-8 * size or np.linalg.eigvalsh(S).min(initial=0.0) < -1e-8 * size:
+            raise InputError(
+                "the covariance is not symmetric and positive semidefinite; correct it (nearest: clip eigenvalues)"
+            )
+        return cls(genes, [Mixture.of_moments([1.0], mu[None], [S])], nu=np.inf)
+
+    @classmethod
+    def from_modules(cls, table: pd.DataFrame, *, activity: float = 1.0) -> Model:
+        """Cells as one or two gene modules at unknown strength, for when a dictionary of modules is all that is left.
+
+        Parameters
+        ----------
+        table
+            Genes x modules, >= 0, such as the dictionary of a published composite experiment.
+        activity
+            Mean activity of a module where it is active: what brings the table to the units of the pools. `decode` takes it
+            from the pools.
+
+        Notes
+        -----
+        One component a module and a pair of modules, at sizes 1/4 to 4, and one in which every module may be active.
+        Much less is known than from cells: `adapt` (the default of `decode`) learns from the pools which of them occur.
+        """
+        U = np.asarray(table, dtype=np.float64)
+        if U.ndim != 2 or 0 in U.shape or not np.isfinite(U).all() or U.min() < 0 or U.max() == 0:
+            raise InputError(f"modules of shape {U.shape}: expected genes x modules, finite, >= 0 and not all zero")
+        return cls(list(table.index), [modules_mixture(U, float(activity))])
 
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
@@ -217,6 +284,7 @@ class Model:
         responsibilities: bool = False,
         n_threads: int | None = None,
         out: NDArray[np.floating] | None = None,
+        fast: bool = False,
     ) -> Posterior:
         """Expression of cells, given their pools.
 
@@ -239,6 +307,8 @@ class Model:
             Threads; None: all cores of this process. They do not change the result.
         out
             Cells x genes: where to write the mean; a new float32 array by default.
+        fast
+            Skip components that carry together at most 0.001 of a cell's weight, instead of 5e-8.
 
         Notes
         -----
@@ -265,7 +335,7 @@ class Model:
         called = None if self.labels is None else np.empty((n, len(self.labels.names)), dtype=np.float32)
         decode_blocks(
             seen, D, mean, deviation, misfit, members or None, labels=self.labels, probabilities=called,
-            n_threads=n_threads,
+            dropped=FAST_DROPPED if fast else DROPPED, n_threads=n_threads,
         )  # fmt: skip
         return Posterior(mean, deviation, misfit, tuple(members) or None, called)
 
@@ -280,6 +350,36 @@ class Model:
         sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
         with one_thread():
             return estimate_variance(self.members[0], sample, P, noise_stage, self.nu)
+
+    def estimate_gains(self, D: Any, P: Any, *, noise_var: Any = None, rng: Any = 0) -> tuple[Array, Array]:
+        """Gain and offset of every pool, D ≈ gain * (M P) + offset, by matching quantiles to what the model expects.
+
+        Parameters
+        ----------
+        D
+            Cells x pools, in any units.
+        P
+            Genes x pools.
+        noise_var
+            Noise covariance or variances in the units of D, if known.
+        rng
+            Seed of the 4,096 cells drawn from the model.
+        """
+        P, D, rng = self._design(P), _pools(D), generator(rng)
+        sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
+        R = noise_covariance(0.0 if noise_var is None else noise_var, P, "pool")
+        return estimate_gains(sample, self.sample(SAMPLE, rng) @ P, np.sqrt(np.diag(R)), rng)
+
+    def pool_misfit(self, D: Any, P: Any, noise_cov: Any) -> Array:
+        """Mean squared standardised error with which each pool is foretold from the others: pools; about 1 where all fits.
+
+        Under each cell's most likely component, with at most 4,096 cells, evenly strided. A pool that failed, or that was
+        measured on another scale than the model's, stands out.
+        """
+        P, D = self._design(P), _pools(D)
+        sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
+        with one_thread():
+            return foretold_misfit(self.plain().members[:1], self.nu, sample, P, noise_covariance(noise_cov, P, "pool"))
 
     def adapt(
         self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", n_threads: int | None = None
@@ -373,6 +473,20 @@ class Model:
         left = np.mean(np.square(np.asarray(posterior.sd, dtype=np.float64)), axis=0)
         total = determined + left
         return np.asarray(np.divide(determined, total, out=np.zeros_like(total), where=total > 0))
+
+    def expected_error(self, P: Any, noise_var: Any, *, noise_stage: str = "pool", rng: Any = 0) -> pd.Series[float]:
+        """Root mean squared error that each gene can be expected to keep, in the units of the model: simulated.
+
+        Over 2,048 cells drawn from the model, measured with simulated noise and decoded; see `expected_accuracy`, which takes
+        cells that the model does not know.
+        """
+        choice(noise_stage, NOISE_STAGES, "noise_stage")
+        rng, P = generator(rng), self._design(P)
+        R = noise_covariance(noise_var, P, noise_stage)
+        X = self.sample(_RESOLUTION_CELLS, rng)
+        answer = self.posterior(simulated_pools(X, P, R, rng), P, noise_var=R, sd=False)
+        error: Array = np.sqrt(np.mean(np.square(X - answer.mean), axis=0))
+        return pd.Series(error, index=pd.Index(self.genes, name="gene"), name="expected_error", dtype=float)
 
     def expected_accuracy(
         self, P: Any, noise_var: Any, *, noise_stage: str = "pool", cells: Any = None, rng: Any = 0

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from unpool.solvers._solution import Array
-from unpool.solvers.certificate import duality_gap
+from unpool.solvers.certificate import lower_bound
 from unpool.solvers.nnls import nnls
 
 __all__ = ["Answer", "NormalForm", "Program", "frobenius", "normal_form"]
@@ -83,12 +83,13 @@ def normal_form(D: Sequence[Array], P: Sequence[Array], radius: float, drop: flo
 
 @dataclass(frozen=True)
 class Answer:
-    """A point X >= 0 and the dual point that judges it, in the units of the pools; gap infinite: outside the radius."""
+    """A point X >= 0 and the dual point that judges it, in the units of the pools; gap inf: outside the radius."""
 
     X: Array
     Y: list[Array]
     Z: Array
     residual: float
+    objective: float
     gap: float
 
     @property
@@ -143,10 +144,12 @@ class Program:
         if repair and self.slack < residual - self.radius < 1e-4 * self.size:
             X = self._towards_nearest(X)
             residual = self.residual(X)
-        gap = float("inf")
+        objective, gap = float("nan"), float("inf")
         if residual <= self.radius + self.slack:
-            gap = duality_gap(X, self.D, self.P, self.radius, Y, Z)
-        return Answer(X, Y, Z, residual, gap)
+            objective = float(np.linalg.norm(X, "nuc"))
+            bound = lower_bound(self.D, self.P, self.radius, Y, Z)
+            gap = (objective - bound) / objective if objective > 0 else 0.0
+        return Answer(X, Y, Z, residual, objective, gap)
 
     def _towards_nearest(self, X: Array) -> Array:
         """First point on the segment from X to the nearest one whose residual is within the radius, by bisection."""

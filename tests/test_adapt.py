@@ -1,0 +1,268 @@
+"""Adaptation, gains, selection and what the reference does not explain; each check beside a broken twin."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import unpool as up
+from unpool.errors import InputError, UnpoolWarning
+from unpool.model import Model, extras_help
+
+GENES = 16
+
+
+def score(X, M):
+    return np.mean([np.corrcoef(x, m)[0, 1] for x, m in zip(np.asarray(X).T, np.asarray(M).T, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def blood():
+    """Reference, cells to decode, design, their pools and noise variances."""
+    cells = up.simulate.cell_types(1600, GENES, 5, rng=0)
+    reference, truth = cells[:500].copy(), cells[500:].copy()
+    design = up.design.balanced(list(cells.var_names), 8, pools_per_gene=2, rng=0).equalised(reference)
+    pools = up.measure(truth, design, snr=5, rng=0)
+    return reference, truth, design, pools, pools.uns["unpool"]["simulated"]["noise_var"]
+
+
+@pytest.fixture(scope="module")
+def model(blood):
+    return Model.from_cells(blood[0], n_members=2)
+
+
+def sibling(truth, design, rng=1):
+    return up.measure(truth, design, snr=5, rng=rng)
+
+
+def decoded(model, pools, v, P):
+    return model.posterior(pools.X, P, noise_var=v, sd=False).mean
+
+
+def test_adapting_to_cells_of_the_reference_costs_nothing(blood, model):
+    """Pools simulated from the reference's own population."""
+    _, truth, design, pools, v = blood
+    P, M = design.matrices[0], np.asarray(truth.X)
+    before = score(decoded(model, pools, v, P), M)
+    adapted = model.adapt(pools, noise_var=v)
+    assert score(decoded(adapted, pools, v, P), M) > before - 0.003
+    # a twin that trusts the pooled cells alone, and gives all weight to few components, pays
+    few = [np.where(m.joint_weights >= np.sort(m.joint_weights.ravel())[-8], 1.0, 1e-9) for m in adapted.members]
+    astray = model._reweighted(few, adapted.shares)
+    assert score(decoded(astray, pools, v, P), M) < before - 0.003
+
+
+def test_adapting_helps_where_proportions_have_shifted(blood, model):
+    _, truth, design, pools, v = blood
+    P, kind = design.matrices[0], truth.obs["cell_type"].to_numpy()
+    rare = pd.Series(kind).value_counts().index[-1]
+    mine = np.flatnonzero(kind == rare)
+    some, M = pools[mine].copy(), np.asarray(truth.X)[mine]
+    error = [np.mean((decoded(m, some, v, P) - M) ** 2) for m in (model, model.adapt(some, noise_var=v))]
+    assert error[1] < error[0]
+
+
+def test_weights_are_the_maximum_of_the_penalised_likelihood(blood):
+    """EM of the weights against a general optimiser's optimality condition."""
+    from unpool.kernels.mixture import sparse_responsibilities
+    from unpool.model import _adapt
+    from unpool.model._posterior import see
+
+    _, _, design, pools, v = blood
+    small = Model._from_array(np.asarray(blood[0].X, dtype=float)[:100], blood[0].var_names, n_members=1)
+    P, R = design.matrices[0], np.diag(v)
+    D = np.asarray(pools.X, dtype=float)[:300]
+    seen = see(small.members, small.shares, small.nu, P, R)
+    r, _ = sparse_responsibilities((D - seen.pool_centre) @ seen.T, seen.members[0], small.nu)
+    old = small.members[0].joint_weights.ravel()
+    kept = old > 0
+
+    def gradient(weights):
+        """Of Σ log density + prior Σ old log w, which is the same for all weights at the optimum."""
+        ratio = np.where(kept, weights / np.where(kept, old, 1), 0)
+        total = r @ ratio
+        prior = _adapt.PRIOR_CELLS * kept.sum()
+        return ((r.T @ (1 / total)) / np.where(kept, old, 1) + prior * old / np.where(kept, weights, 1))[kept]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_adapt, "STEPS", 2000)
+        new, gained = _adapt._weights(r, old)
+    assert new.sum() == pytest.approx(1)
+    assert gained > 0
+    assert np.ptp(gradient(new)) < 1e-3 * gradient(new).mean()
+    assert np.ptp(gradient(old)) > 0.05 * gradient(old).mean()
+    few, _ = _adapt._weights(r, old)
+    assert np.abs(few - new).sum() < 0.3 * np.abs(old - new).sum()
+
+
+def test_pools_measured_by_several_designs_adapt_together(blood, model):
+    _, truth, design, *_ = blood
+    several = up.design.balanced(list(design.genes), 8, pools_per_gene=2, n_designs=2, rng=0)
+    pools = up.measure(truth, several, snr=5, rng=0)
+    adapted = model.adapt(pools, noise_var="recorded")
+    assert adapted.genes == model.genes
+    assert all(m.weights.sum() == pytest.approx(1) for m in adapted.members)
+    estimated = model.adapt(pools)
+    assert not np.allclose(adapted.members[0].weights, model.members[0].weights)
+    assert np.abs(estimated.members[0].weights - adapted.members[0].weights).sum() < 0.5
+
+
+def test_unknown_gains_and_offsets(blood):
+    reference, truth, design, pools, v = blood
+    rng, M = np.random.default_rng(0), np.asarray(truth.X)
+    gain = np.exp(rng.uniform(np.log(0.3), np.log(3), 8))
+    offset = 0.1 * gain * np.ptp(pools.X, axis=0)
+    changed = up.pooled(pools.X * gain + offset, design)
+    given = {"crossfit": False, "sd": False}
+    clean = score(up.decode(pools, reference, noise_var=v, **given).X, M)
+    calibrated = up.decode(changed, reference, noise_var=v * gain**2, calibrate="gain", **given)
+    assert score(calibrated.X, M) > clean - 0.02
+    assert np.abs(np.log(calibrated.uns["unpool"]["pool_gain"] / gain)).max() < 0.25
+    with pytest.warns(UnpoolWarning) as caught:
+        wrong = up.decode(changed, reference, noise_var=v * gain**2, **given)
+    assert any("calibrate" in str(w.message) for w in caught)
+    assert score(wrong.X, M) < clean - 0.02
+    with pytest.raises(InputError, match="calibrate"):
+        up.decode(pools, reference, calibrate="offset")
+
+
+def test_selection_leaves_out_extras_that_do_not_help(blood):
+    """Where extra components are made useless, they are found to be."""
+    reference, _, design, _, v = blood
+    X, P, R = np.asarray(reference.X, dtype=float), design.matrices[0], np.diag(v)
+
+    def broken(X):
+        model = Model._from_array(X, reference.var_names, n_members=1)
+        [member] = model.members
+        weights = np.zeros_like(member.joint_weights)
+        weights[-len(member.pairs) :, 0] = 1.0  # nothing but pairs
+        weights[: -len(member.pairs), 0] = 1e-9
+        return model._reweighted([weights], model.shares)
+
+    scores = extras_help(X, P, R, broken, rng=np.random.default_rng(0))
+    assert scores["without"] > scores["with"] + 0.01
+    sound = extras_help(
+        X, P, R, lambda X: Model._from_array(X, reference.var_names, n_members=1), rng=np.random.default_rng(0)
+    )
+    assert abs(sound["without"] - sound["with"]) < 0.01
+    assert extras_help(X[:10], P, R, broken, rng=np.random.default_rng(0)) is None
+
+
+def test_what_was_chosen_is_recorded(blood):
+    reference, _, _, pools, v = blood
+    record = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False).uns["unpool"]
+    assert set(record["selection"]) == {"held_out_pearson_with_extras", "held_out_pearson_without_extras"}
+    assert record["adapted"] == record["extras"]
+    assert len(record["pool_misfit"]) == 8
+    plain = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False, selection=False, adapt=False)
+    assert not plain.uns["unpool"]["adapted"]
+    assert "selection" not in plain.uns["unpool"]
+    with pytest.raises(InputError, match="adapt"):
+        up.decode(pools, reference, adapt="perhaps")
+
+
+def test_fast_is_a_coarser_answer(blood):
+    reference, truth, _, pools, v = blood
+    options = {"noise_var": v, "sd": False, "crossfit": False}
+    full, fast = (score(up.decode(pools, reference, fast=f, **options).X, truth.X) for f in (False, True))
+    assert full - 0.03 < fast < full + 0.01
+    guess = score(np.asarray(pools.X) @ np.linalg.pinv(pools.varm["design"].T), truth.X)
+    assert fast > guess
+
+
+# what the reference does not explain, and hard inputs
+
+
+def test_a_dead_pool_is_named(blood):
+    reference, _, design, pools, v = blood
+    dead = pools.copy()
+    dead.X[:, 3] = 0.0
+    with pytest.warns(UnpoolWarning) as caught:
+        up.decode(dead, reference, noise_var=v, sd=False, crossfit=False)
+    assert any("pools are far" in str(w.message) and "pool_3" in str(w.message) for w in caught)
+    model = Model.from_cells(reference, n_members=1)
+    P, R = design.matrices[0], np.diag(v)
+    misfit = model.pool_misfit(dead.X, P, R)
+    assert misfit.argmax() == 3
+    assert misfit[3] > 2 * np.median(misfit)
+    assert model.pool_misfit(pools.X, P, R).max() < 2
+
+
+def test_a_dead_pool_that_is_left_out_does_no_harm(blood):
+    reference, truth, design, pools, v = blood
+    keep = np.arange(8) != 3
+    options = {"sd": False, "crossfit": False}
+    left = up.pooled(pools.X[:, keep], up.Design(design.matrices[0][:, keep], genes=design.genes))
+    without = score(up.decode(left, reference, noise_var=v[keep], **options).X, truth.X)
+    dead = pools.copy()
+    dead.X[:, 3] = 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnpoolWarning)
+        undeclared = score(up.decode(dead, reference, noise_var=v, **options).X, truth.X)
+    assert without > undeclared
+    assert without > score(up.decode(pools, reference, noise_var=v, **options).X, truth.X) - 0.15
+
+
+def test_a_cell_type_that_the_reference_lacks_is_noticed(blood):
+    reference, truth, design, pools, v = blood
+    M, P = np.asarray(truth.X, dtype=float), design.matrices[0]
+    strange = 2 * M[:150][:, np.random.default_rng(0).permutation(GENES)]
+    D = np.vstack([strange @ P, pools.X[150:]])
+    with pytest.warns(UnpoolWarning) as caught:
+        x = up.decode(up.pooled(D, design), reference, noise_var=v, sd=False, crossfit=False)
+    assert any("does not explain" in str(w.message) for w in caught)
+    misfit = x.obs["unpool_misfit"].to_numpy()
+    assert np.isfinite(x.X).all()
+    assert np.median(misfit[:150]) > np.quantile(misfit[150:], 0.9)
+    known = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False).obs["unpool_misfit"].to_numpy()
+    assert np.median(known[:150]) < np.quantile(misfit[150:], 0.9)
+
+
+def test_doublets_are_decoded_as_mixtures(blood, model):
+    _, truth, design, _, v = blood
+    M, P = np.asarray(truth.X, dtype=float), design.matrices[0]
+    doublets = (M[:400] + M[400:800]) / 2
+    D = doublets @ P + np.sqrt(v) * np.random.default_rng(0).standard_normal((400, 8))
+    answer = model.posterior(D, P, noise_var=v).mean
+    plain = model.plain().posterior(D, P, noise_var=v).mean
+    assert score(answer, doublets) > 0.5
+    assert np.mean((answer - doublets) ** 2) < np.mean((plain - doublets) ** 2)
+    assert np.isfinite(answer).all()
+
+
+@pytest.mark.parametrize("kind", ["ten cells", "duplicated cells", "constant gene", "zero gene"])
+def test_hard_references(blood, kind):
+    reference, truth, _, pools, v = blood
+    X = np.asarray(reference.X, dtype=float).copy()
+    X = {"ten cells": X[:10], "duplicated cells": np.repeat(X[:10], 10, axis=0)}.get(kind, X)
+    if kind.endswith("gene"):
+        X[:, 2] = 4.0 if kind.startswith("constant") else 0.0
+    known = AnnData(X, var=reference.var)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnpoolWarning)
+        x = up.decode(pools, known, noise_var=v, crossfit=False)
+    assert np.isfinite(x.X).all()
+    assert np.isfinite(x.layers["sd"]).all()
+    others = np.arange(GENES) != 2
+    mean = np.mean(
+        [np.corrcoef(a, b)[0, 1] for a, b in zip(x.X[:, others].T, np.asarray(truth.X)[:, others].T, strict=True)]
+    )
+    assert mean > 0.3
+
+
+def test_a_directly_measured_gene_is_returned_and_pulls_the_others(blood):
+    reference, truth, design, pools, v = blood
+    M, P = np.asarray(truth.X, dtype=float), design.matrices[0]
+    direct = up.Design(np.column_stack([P, np.eye(GENES)[:, 4]]), genes=design.genes)
+    both = up.pooled(np.column_stack([pools.X, M[:, 4]]), direct)
+    options = {"sd": False, "crossfit": False}
+    x = up.decode(both, reference, noise_var=np.append(v, 0.0), **options).X
+    assert np.abs(x[:, 4] - M[:, 4]).max() < 1e-4 * M[:, 4].max()
+    y = up.decode(pools, reference, noise_var=v, **options).X
+    assert np.abs(y[:, 4] - M[:, 4]).max() > 1e-2 * M[:, 4].max()
+    others = np.arange(GENES) != 4
+    assert np.mean((x - M)[:, others] ** 2) < np.mean((y - M)[:, others] ** 2)
