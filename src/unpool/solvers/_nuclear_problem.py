@@ -33,7 +33,7 @@ class NormalForm:
     radius
         What is left of the radius after the part of D outside the span of the pools.
     outside
-        Norm of that part: no X reaches it.
+        Per design, that part of D: no X reaches it.
     """
 
     T: list[Array]
@@ -41,7 +41,7 @@ class NormalForm:
     p: list[Array]
     R: list[Array]
     radius: float
-    outside: float
+    outside: list[Array]
 
     @property
     def sizes(self) -> list[int]:
@@ -61,24 +61,30 @@ class NormalForm:
         return [(x @ q - t) * p for x, q, t, p in zip(self.split(X), self.Q, self.T, self.p, strict=True)]
 
     def pool_dual(self, Y: Sequence[Array]) -> list[Array]:
-        """Dual of the residuals in the pools themselves: the blocks Y_b diag(1/p_b) R_bᵀ."""
-        return [(y / p) @ r.T for y, p, r in zip(Y, self.p, self.R, strict=True)]
+        """Dual of the residuals in the pools themselves: Y_b diag(1/p_b) R_bᵀ, plus the best multiple of `outside`.
+
+        A*(Y) does not see a multiple t of `outside`; the bound <Y, D> - radius ‖Y‖ is largest for t = ‖Y/p‖ / (what is
+        left of the radius).
+        """
+        inside = [y / p for y, p in zip(Y, self.p, strict=True)]
+        floor = 1e-12 * frobenius(self.outside)
+        t = frobenius(inside) / max(self.radius, floor) if floor > 0 and self.radius > 0 else 0.0
+        return [y @ r.T + t * o for y, r, o in zip(inside, self.R, self.outside, strict=True)]
 
 
 def normal_form(D: Sequence[Array], P: Sequence[Array], radius: float, drop: float) -> NormalForm:
     """Rotate the pools of every design to its singular vectors; singular values <= drop x the largest are dropped."""
-    T, Q, p, R = [], [], [], []
-    outside = 0.0
+    T, Q, p, R, outside = [], [], [], [], []
     for d, weights in zip(D, P, strict=True):
         left, s, right = np.linalg.svd(weights, full_matrices=False)
         k = int(np.sum(s > drop * s[0])) if s.size else 0
         rotated = d @ right[:k].T
-        outside += float(np.linalg.norm(d - rotated @ right[:k]) ** 2)
+        outside.append(d - rotated @ right[:k])
         T.append(rotated / s[:k])
         Q.append(left[:, :k])
         p.append(s[:k])
         R.append(right[:k].T)
-    return NormalForm(T, Q, p, R, float(np.sqrt(max(radius**2 - outside, 0.0))), float(np.sqrt(outside)))
+    return NormalForm(T, Q, p, R, float(np.sqrt(max(radius**2 - frobenius(outside) ** 2, 0.0))), outside)
 
 
 @dataclass(frozen=True)
