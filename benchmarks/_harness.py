@@ -97,9 +97,7 @@ class Outcome:
     def times(self, ours: float) -> str:
         """How many times as long as ours it took, or that it failed; a timeout is a lower bound."""
         if self.failed:
-            return (
-                f"> {TIMEOUT / ours:,.0f} x (timeout)" if self.error == _timeout(TIMEOUT) else f"failed: {self.error}"
-            )
+            return f"> {TIMEOUT / ours:,.0f} x" if self.error == _timeout(TIMEOUT) else "failed"
         return f"{self.seconds / ours:,.3g} x" if self.seconds < 1000 * ours else f"{self.seconds / ours:,.0f} x"
 
 

@@ -159,3 +159,15 @@ def test_names_from_a_text_file(tmp_path):
 @pytest.mark.parametrize("args", [("--version",), ("--help",)])
 def test_front_page(args):
     assert "unpool" in run(*args).stdout
+
+
+def test_benchmark_prints_a_table_and_json(files):
+    common = ("benchmark", files / "reference.h5ad", "--repeats", 1)
+    text = run(*common, "--pools", "4,6").stdout
+    for word in ("unpool", "neighbours", "linear", "total", "modules", "per-gene Pearson"):
+        assert word in text
+    result = json.loads(run(*common, "--design", files / "design.csv", "--noise", "none", "--json", "-q").stdout)
+    assert {row["pools"] for row in result["table"]} == {6}
+    assert all(not row["failures"] for row in result["table"])
+    assert "'eight'" in run(*common, "--pools", "eight", code=2).stderr
+    assert "'cell_typ'" in run(*common, "--split", "group:cell_typ", code=2).stderr

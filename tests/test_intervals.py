@@ -15,7 +15,7 @@ from unpool import io
 from unpool.errors import InputError
 from unpool.intervals import PROBABILITIES, Calibration
 from unpool.model import HeldOut, Model, crossfit
-from unpool.model._crossfit import folds_of, per_gene_pearson, simulated_pools
+from unpool.model._crossfit import _profile, folds_of, per_gene_pearson, simulated_pools
 
 
 def fails(check: Any, *broken: Any, **broken_by_name: Any) -> None:
@@ -183,6 +183,26 @@ def test_no_cell_is_decoded_by_a_model_that_saw_it() -> None:
     fails(check, cells_alone, group)  # the twin that splits groups
 
 
+def test_copies_of_a_cell_are_held_out_together(fresh: SimpleNamespace) -> None:
+    """Twenty copies of each of 60 cells know as little about fresh cells as the 60."""
+    copies = ad.AnnData(np.repeat(np.asarray(fresh.reference.X[:60]), 20, axis=0), var=fresh.reference.var[[]].copy())
+
+    def check(decoded: ad.AnnData) -> None:
+        lower, upper = ends(decoded, 0.9)
+        assert ((lower <= fresh.X) & (fresh.X <= upper)).mean() > 0.8
+        real = per_gene_pearson(fresh.X, np.asarray(decoded.X, dtype=float))
+        assert (decoded.var["expected_pearson"] - real).mean() < 0.06
+
+    check(up.decode(fresh.pools, copies, noise_var="recorded"))
+    torn = ad.AnnData(np.asarray(copies.X) * (1 + 1e-6 * np.arange(1200)[:, None]), var=copies.var)
+    fails(check, up.decode(fresh.pools, torn, noise_var="recorded"))  # the twin that tears them apart
+    few = up.decode(fresh.pools, copies[: 15 * 20].copy(), method="gaussian", noise_var="recorded")
+    assert "not calibrated" in few.uns["unpool"]["intervals"]["source"]
+    silent = _profile(np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
+    assert silent[0] != silent[2]
+    assert silent[1] == silent[3]
+
+
 def test_models_may_learn_from_the_simulated_pools_alone(fresh: SimpleNamespace) -> None:
     X = np.asarray(fresh.reference.X, dtype=float)
     P, R, genes = fresh.design.matrices[0], fresh.decoded.uns["unpool"]["noise_covariance"], fresh.design.genes
@@ -224,7 +244,7 @@ def test_within_a_group_is_what_a_new_group_can_expect() -> None:
 
 def test_groups_reach_decode(fresh: SimpleNamespace) -> None:
     def source(group: Any) -> str:
-        decoded = up.decode(fresh.pools, fresh.reference, noise_var="recorded", reference_group=group)
+        decoded = up.decode(fresh.pools, fresh.reference, method="gaussian", noise_var=1.0, reference_group=group)
         return str(decoded.uns["unpool"]["intervals"]["source"])
 
     assert source("cell_type").endswith("held out in 5 folds of whole groups")
@@ -265,7 +285,7 @@ def test_simulated_noise_has_the_covariance_and_ignores_the_order_of_pools() -> 
 
 
 def test_what_cannot_be_calibrated_says_so(fresh: SimpleNamespace) -> None:
-    few = up.decode(fresh.pools, fresh.reference[:12].copy(), noise_var="recorded")
+    few = up.decode(fresh.pools, fresh.reference[:12].copy(), method="gaussian", noise_var="recorded")
     assert "too few reference cells" in few.uns["unpool"]["intervals"]["source"]
     assert "expected_pearson" not in few.var
     by_model = up.decode(fresh.pools, Model.from_cells(fresh.reference), noise_var="recorded")
@@ -274,7 +294,7 @@ def test_what_cannot_be_calibrated_says_so(fresh: SimpleNamespace) -> None:
     X, sd = np.asarray(by_model.X, dtype=float), by_model.layers["sd"]
     assert np.allclose(upper, X + stats.norm.ppf(0.95) * sd, rtol=1e-5)
     assert np.allclose(lower, np.maximum(X - stats.norm.ppf(0.95) * sd, 0), rtol=1e-5, atol=1e-5)
-    no_sd = up.decode(fresh.pools, fresh.reference, noise_var="recorded", sd=False)
+    no_sd = up.decode(fresh.pools, fresh.reference, method="gaussian", noise_var="recorded", sd=False)
     assert "expected_pearson" in no_sd.var
     with pytest.raises(InputError, match="no layers"):
         up.intervals(no_sd)

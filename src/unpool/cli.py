@@ -275,6 +275,9 @@ def _noise_value(value: str | None) -> float | str | None:
 @_noise
 @click.option("--no-sd", is_flag=True, help="Leave out the error bars (faster, half the memory).")
 @click.option("--no-crossfit", is_flag=True, help="Hold no reference cells out: error bars are not calibrated.")
+@click.option("--no-adapt", is_flag=True, help="The pooled cells teach the model nothing about proportions.")
+@click.option("--calibrate", metavar="gain", help="Estimate a gain and an offset for every pool first.")
+@click.option("--fast", is_flag=True, help="One small mixture: an order of magnitude faster, less accurate.")
 @click.option("--reference-label", metavar="COLUMN", help="Column of the reference's obs, e.g. cell_type, to infer.")
 @click.option(
     "--reference-group", metavar="COLUMN", help="Column of the reference's obs, e.g. donor, to hold out whole."
@@ -286,7 +289,9 @@ def _noise_value(value: str | None) -> float | str | None:
 @_common
 def decode(
     pooled: Path, reference: Path | None, method: str, rank: int | None, noise_var: str | None, noise_stage: str,
-    no_sd: bool, no_crossfit: bool, reference_label: str | None, reference_group: str | None, allow_unconverged: bool, layer: str | None, seed: int, output: Path, as_json: bool, quiet: bool,
+    no_sd: bool, no_crossfit: bool, no_adapt: bool, calibrate: str | None, fast: bool,
+    reference_label: str | None, reference_group: str | None, allow_unconverged: bool, layer: str | None,
+    seed: int, output: Path, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Recover every gene of every cell from the pools.
 
@@ -296,7 +301,7 @@ def decode(
     decoded = up.decode(
         io.read_h5ad(pooled), None if reference is None else io.read_cells(reference), method=method, rank=rank,
         noise_var=_noise_value(noise_var), noise_stage=noise_stage, sd=not no_sd, layer=layer, rng=seed,
-        crossfit=not no_crossfit, reference_label=reference_label, reference_group=reference_group,
+        crossfit=not no_crossfit, adapt=False if no_adapt else "auto", calibrate=calibrate, fast=fast, reference_label=reference_label, reference_group=reference_group,
     )  # fmt: skip
     io.write_h5ad(decoded, output)
     record = decoded.uns["unpool"]
@@ -396,6 +401,54 @@ def report(
         reference=_optional(reference, io.read_cells), layer=layer,
     )  # fmt: skip
     _done(f"wrote {output}", {"output": str(output)}, as_json=as_json, quiet=quiet)
+
+
+@main.command(context_settings=EXAMPLES)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--pools", default="8,12", show_default=True, metavar="M,M,...", help="Numbers of pools to try.")
+@click.option(
+    "--design",
+    "design_name",
+    default="random",
+    show_default=True,
+    metavar="random|FILE",
+    help="Random designs, or one from a csv file.",
+)
+@click.option(
+    "--noise", default="pool", show_default=True, metavar="pool|expression|none", help="Where the noise enters."
+)
+@click.option("--snr", type=float, default=5.0, show_default=True, help="Signal to noise.")
+@click.option(
+    "--split",
+    default="random",
+    show_default=True,
+    metavar="random|group:COLUMN",
+    help="60 % of the cells as reference, or one group of obs[COLUMN] held out at a time.",
+)
+@click.option("--repeats", type=int, default=9, show_default=True, help="Repetitions; number k uses seed k.")
+@_layer
+@_common
+def benchmark(
+    data: Path, pools: str, design_name: str, noise: str, snr: float, split: str, repeats: int, layer: str | None,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Score every method and baseline on your own data (h5ad, csv): pool a part, decode it, compare.
+
+    \b
+    unpool benchmark cells.h5ad --pools 8,12 --noise pool
+    unpool benchmark cells.h5ad --design design.csv --split group:tissue --json
+    """
+    try:
+        sizes = [int(m) for m in pools.split(",")]
+    except ValueError:
+        raise InputError(f"--pools={pools!r}: expected whole numbers with commas between them, e.g. 8,12") from None
+    result = up.benchmark(
+        io.read_cells(data), pools=sizes, design="random" if design_name == "random" else up.Design.read_csv(design_name),
+        noise=noise, snr=snr, split=split, repeats=repeats, layer=layer,
+        reference_group=split.removeprefix("group:") if split.startswith("group:") else None,
+        say=None if quiet else lambda line: click.echo(line, err=True),
+    )  # fmt: skip
+    _done(f"benchmarked {data}", result.to_dict(), as_json=as_json, quiet=quiet, text=str(result))
 
 
 @main.command(context_settings=EXAMPLES)

@@ -110,19 +110,21 @@ def crossfit(
     Returns
     -------
     HeldOut
-        Or None where there are fewer than 20 cells, or only one group.
+        Or None where there are fewer than 20 different cells, or only one group.
 
     Notes
     -----
-    Cost: 3 fits (5 for at most 1,000 cells; one a group, at most 10) and one posterior, of at most 6,000 cells.
+    Copies of a cell are held out together, or a model would know the cell that it decodes; cells without any expression
+    count as different. Cost: 3 fits (5 for at most 1,000 cells; one a group, at most 10) and one posterior, of at most 6,000 cells.
     """
     n = len(X)
     rows = np.arange(n) if n <= MAX_CELLS else np.sort(rng.choice(n, MAX_CELLS, replace=False))
     X = X[rows]
     group = None if groups is None else np.unique(np.asarray(groups)[rows], return_inverse=True)[1].astype(np.intp)
-    if len(X) < MIN_CELLS or (group is not None and group.max() == 0):
+    unit = _profile(X)
+    if unit.max(initial=0) + 1 < MIN_CELLS or (group is not None and group.max() == 0):
         return None
-    fold = folds_of(len(X), group, rng)
+    fold = folds_of(unit.max() + 1, None, rng)[unit] if group is None else folds_of(len(X), group, rng)
     measured_by = rng.choice(len(designs), size=len(X), p=np.asarray(shares) / np.sum(shares))
     pools = [simulated_pools(X, P, R, rng) for P, R in designs]
     mean, deviation = np.empty(X.shape), np.empty(X.shape) if sd else None
@@ -139,6 +141,14 @@ def crossfit(
                 if deviation is not None:
                     deviation[rows] = answer.sd
     return HeldOut(X, mean, deviation, group, int(fold.max()) + 1)
+
+
+def _profile(X: Array) -> NDArray[np.intp]:
+    """Number of each cell's profile, 0, 1, ...: equal for copies, unless they express nothing."""
+    copies = np.unique(X, axis=0, return_inverse=True)[1].ravel()
+    silent = np.flatnonzero(~X.any(axis=1))
+    copies[silent] = len(X) + np.arange(len(silent))
+    return np.unique(copies, return_inverse=True)[1].astype(np.intp)
 
 
 def simulated_pools(X: Array, P: Array, R: Array, rng: np.random.Generator) -> Array:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
 
+from unpool.solvers._cholesky import factor, solve
 from unpool.solvers._solution import Array
 
 __all__ = ["nnqp"]
@@ -32,7 +33,7 @@ def nnqp(K: Array, q: Array, passive: NDArray[np.bool_] | None = None) -> Array:
         index = np.flatnonzero(free)
         x = np.zeros(size)
         if index.size:
-            x[index] = cho_solve(cho_factor(K[np.ix_(index, index)], check_finite=False), -q[index])
+            x[index] = solve(factor(K[np.ix_(index, index)]), -q[index])
         slope = K[:, index] @ x[index] + q
         bad = np.flatnonzero(np.where(free, x < 0, slope < -tol))
         if bad.size == 0:

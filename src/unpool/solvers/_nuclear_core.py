@@ -14,7 +14,7 @@ __all__ = ["Full", "Indices", "Point", "Reduced", "proximal_step", "reduce"]
 
 @dataclass(frozen=True)
 class Full:
-    """One design in normal form: (X Q - T) diag(p) is to be at most `radius`; L is an orthonormal basis of col(T).
+    """One design in normal form: (X Q - T) diag(p) is to be at most `radius`; T = L diag(s) R, its thin decomposition.
 
     `base` is the scale of X: the median of the singular values of T that are more than rounding (1e-4 of the largest).
     """
@@ -24,13 +24,15 @@ class Full:
     p: Array
     radius: float
     L: Array
+    s: Array
+    R: Array
     base: float
 
     @classmethod
     def of(cls, T: Array, Q: Array, p: Array, radius: float) -> Full:
-        left, s, _ = np.linalg.svd(T, full_matrices=False)
+        left, s, right = np.linalg.svd(T, full_matrices=False)
         rank = int(np.sum(s > max(T.shape) * np.finfo(float).eps * s[0]))
-        return cls(T, Q, p, radius, left[:, :rank], float(np.median(s[s > 1e-4 * s[0]])))
+        return cls(T, Q, p, radius, left[:, :rank], s[:rank], right[:rank], float(np.median(s[s > 1e-4 * s[0]])))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
 
+from unpool.solvers import _cholesky
 from unpool.solvers._nnqp import nnqp
 from unpool.solvers._solution import Array
 
@@ -121,16 +121,16 @@ class _Hessian:
         S = np.empty((order + count, order + count))
         S[:order, :order] = yy.reshape(order, order)
         S[range(order), range(order)] += np.tile(diagonal, r)
-        S[order:, :order] = yz.reshape(order, count).T
+        S[:order, order:] = yz.reshape(order, count)
         S[order:, order:] = 0.5 * (zz + zz.T)
         S[range(order, order + count), range(order, order + count)] += lm
         self.order = order
-        self.factor = cholesky(S, lower=True, overwrite_a=True, check_finite=False)
+        self.factor = _cholesky.factor(S)
 
     @property
     def pair_block(self) -> Array:
         """Schur complement of the pairs."""
-        L = self.factor[self.order :, self.order :]
+        L = np.tril(self.factor[self.order :, self.order :])
         return np.asarray(L @ L.T)
 
     def solve(self, gY: Array, gz: Array) -> tuple[Array, Array]:
@@ -143,8 +143,7 @@ class _Hessian:
         pull = np.einsum("jca,ja->c", self.mh, k)
         pull += np.einsum("ca,ca->c", self.v1, (k_rest @ self.hh_rest)[self.pairs.row])
         rhs = -np.concatenate([top.ravel(), gz + pull])
-        half = solve_triangular(self.factor, rhs, lower=True, check_finite=False)
-        x = solve_triangular(self.factor, half, lower=True, trans=1, check_finite=False)
+        x = _cholesky.solve(self.factor, rhs)
         Y1, dz = x[: self.order].reshape(r, m), x[self.order :]
         b = self.q[r:] @ Y1.T + np.einsum("jca,c->ja", self.b[r:], dz)
         h = np.einsum("jca,c->ja", self.h, dz) + k

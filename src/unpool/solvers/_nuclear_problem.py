@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from unpool.solvers._solution import Array
-from unpool.solvers.certificate import duality_gap
+from unpool.solvers.certificate import lower_bound
 from unpool.solvers.nnls import nnls
 
 __all__ = ["Answer", "NormalForm", "Program", "frobenius", "normal_form"]
@@ -33,7 +33,7 @@ class NormalForm:
     radius
         What is left of the radius after the part of D outside the span of the pools.
     outside
-        Norm of that part: no X reaches it.
+        Per design, that part of D: no X reaches it.
     """
 
     T: list[Array]
@@ -41,7 +41,7 @@ class NormalForm:
     p: list[Array]
     R: list[Array]
     radius: float
-    outside: float
+    outside: list[Array]
 
     @property
     def sizes(self) -> list[int]:
@@ -61,34 +61,41 @@ class NormalForm:
         return [(x @ q - t) * p for x, q, t, p in zip(self.split(X), self.Q, self.T, self.p, strict=True)]
 
     def pool_dual(self, Y: Sequence[Array]) -> list[Array]:
-        """Dual of the residuals in the pools themselves: the blocks Y_b diag(1/p_b) R_bᵀ."""
-        return [(y / p) @ r.T for y, p, r in zip(Y, self.p, self.R, strict=True)]
+        """Dual of the residuals in the pools themselves: Y_b diag(1/p_b) R_bᵀ, plus the best multiple of `outside`.
+
+        A*(Y) does not see a multiple t of `outside`; the bound <Y, D> - radius ‖Y‖ is largest for t = ‖Y/p‖ / (what is
+        left of the radius).
+        """
+        inside = [y / p for y, p in zip(Y, self.p, strict=True)]
+        floor = 1e-12 * frobenius(self.outside)
+        t = frobenius(inside) / max(self.radius, floor) if floor > 0 and self.radius > 0 else 0.0
+        return [y @ r.T + t * o for y, r, o in zip(inside, self.R, self.outside, strict=True)]
 
 
 def normal_form(D: Sequence[Array], P: Sequence[Array], radius: float, drop: float) -> NormalForm:
     """Rotate the pools of every design to its singular vectors; singular values <= drop x the largest are dropped."""
-    T, Q, p, R = [], [], [], []
-    outside = 0.0
+    T, Q, p, R, outside = [], [], [], [], []
     for d, weights in zip(D, P, strict=True):
         left, s, right = np.linalg.svd(weights, full_matrices=False)
         k = int(np.sum(s > drop * s[0])) if s.size else 0
         rotated = d @ right[:k].T
-        outside += float(np.linalg.norm(d - rotated @ right[:k]) ** 2)
+        outside.append(d - rotated @ right[:k])
         T.append(rotated / s[:k])
         Q.append(left[:, :k])
         p.append(s[:k])
         R.append(right[:k].T)
-    return NormalForm(T, Q, p, R, float(np.sqrt(max(radius**2 - outside, 0.0))), float(np.sqrt(outside)))
+    return NormalForm(T, Q, p, R, float(np.sqrt(max(radius**2 - frobenius(outside) ** 2, 0.0))), outside)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A point X >= 0 and the dual point that judges it, in the units of the pools; gap infinite: outside the radius."""
+    """A point X >= 0 and the dual point that judges it, in the units of the pools; gap inf: outside the radius."""
 
     X: Array
     Y: list[Array]
     Z: Array
     residual: float
+    objective: float
     gap: float
 
     @property
@@ -143,10 +150,12 @@ class Program:
         if repair and self.slack < residual - self.radius < 1e-4 * self.size:
             X = self._towards_nearest(X)
             residual = self.residual(X)
-        gap = float("inf")
+        objective, gap = float("nan"), float("inf")
         if residual <= self.radius + self.slack:
-            gap = duality_gap(X, self.D, self.P, self.radius, Y, Z)
-        return Answer(X, Y, Z, residual, gap)
+            objective = float(np.linalg.norm(X, "nuc"))
+            bound = lower_bound(self.D, self.P, self.radius, Y, Z)
+            gap = (objective - bound) / objective if objective > 0 else 0.0
+        return Answer(X, Y, Z, residual, objective, gap)
 
     def _towards_nearest(self, X: Array) -> Array:
         """First point on the segment from X to the nearest one whose residual is within the radius, by bisection."""

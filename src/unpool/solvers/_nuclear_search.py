@@ -61,18 +61,26 @@ def solve_one_design(full: Full, nonneg: bool, accept: Callable[[Point], bool]) 
 def _unconstrained(full: Full) -> Point:
     """X >= 0 left out: a program of rank(T) rows and k columns."""
     none = np.zeros(0, dtype=np.intp)
-    left, s, right = np.linalg.svd(full.T, full_matrices=False)
-    rank = full.L.shape[1]
-    at = Point(full.T @ full.Q.T, left[:, :rank] @ right[:rank], none, none, np.zeros(0))
+    Y, T = full.L @ full.R, full.T
+    for _ in range(2):  # XQ - T = -radius Y/p² / ‖Y/p‖ with Y the polar factor of X, as a fixed point
+        near = full.T - full.radius / float(np.linalg.norm(Y / full.p)) * Y / full.p**2
+        turn, _, back = np.linalg.svd(full.L.T @ near, full_matrices=False)
+        polar = full.L @ (turn @ back)
+        if np.linalg.norm(polar - Y) > 0.3:
+            break
+        Y, T = polar, near
+    at = Point(T @ full.Q.T, Y, none, none, np.zeros(0))
     reduced = reduce(full, none, none)
     # with a smaller sigma the first subproblem is solved by Y = 0, where the norm of Y has a kink
     above = full.base
-    while above < s[0] and np.linalg.norm((left * np.minimum(s, above)) @ right * full.p) < 2 * full.radius:
+    while above < full.s[0]:
+        if np.linalg.norm((np.minimum(full.s, above)[:, None] * full.R) * full.p) >= 2 * full.radius:
+            break
         above *= 2
     sigma = max(10.0, 2 * above / full.base) * full.base
     for outer in range(6):
         at = proximal_step(full, reduced, at, sigma if outer == 0 else 10 * sigma, 20)
-        if at.change <= 1e-9:
+        if at.error <= 1e-10 or at.change <= 1e-9:
             break
     return at
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
 
+from unpool.solvers._cholesky import factor, solve
 from unpool.solvers._nnqp import nnqp
 from unpool.solvers._nuclear_core import Full, Indices, Point
 from unpool.solvers._solution import Array
@@ -40,7 +41,7 @@ class _Model:
             )
             size = len(i)
             B[range(size), range(size)] += self.product * (s[i] + s[j]) * np.where(i == j, 2.0, 1.0)
-            self.factor = cho_factor(0.5 * (B + B.T), check_finite=False)
+            self.factor = factor(0.5 * (B + B.T))
             self.pull = 2 * self.product * omega[i, j]
 
     def _couple(self, cell: Indices, gene: Indices) -> Array:
@@ -55,7 +56,7 @@ class _Model:
         x = np.einsum("ck,ck->c", rows, self.base[:, gene].T)
         if self.newton:
             R = self._couple(cell, gene)
-            solved = cho_solve(self.factor, np.column_stack([R.T, self.pull]), check_finite=False)
+            solved = solve(self.factor, np.column_stack([R.T, self.pull]))
             K, x = K + R @ solved[:, :-1], x - R @ solved[:, -1]
         K[range(len(x)), range(len(x))] += 1e-10 * (np.trace(K) / max(len(x), 1))
         return K, x
@@ -67,7 +68,7 @@ class _Model:
         LZ -= self.Q @ (self.Q.T @ LZ)
         F = self.base + self.s[:, None] * LZ.T
         if self.newton:
-            t = cho_solve(self.factor, self._couple(cell, gene).T @ z - self.pull, check_finite=False)
+            t = solve(self.factor, self._couple(cell, gene).T @ z - self.pull)
             both = np.zeros((len(self.s), len(self.s)))
             both[self.i, self.j] += t * self.product
             both[self.j, self.i] += t * self.product

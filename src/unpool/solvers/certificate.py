@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from unpool.solvers._input import as_batches
 
-__all__ = ["duality_gap"]
+__all__ = ["duality_gap", "lower_bound"]
 
 
 def duality_gap(
@@ -36,7 +36,7 @@ def duality_gap(
     radius
         Bound on the Frobenius norm of all residuals together, in the units of D.
     Y
-        Cells x pools, or a sequence with one entry a design.
+        Cells x pools, or a sequence with one entry a design, as in `Solution.dual`.
     Z
         Cells x genes, nonnegative; all zero when the bound shall hold without X >= 0.
 
@@ -56,14 +56,23 @@ def duality_gap(
     >>> abs(duality_gap([[1.0, 1.0]], [[2.0]], [[1.0], [1.0]], 0.0, [[1.0]], np.zeros((1, 2)))) < 1e-12
     True
     """
+    value = float(np.linalg.norm(np.asarray(X), "nuc"))
+    return (value - lower_bound(D, P, radius, Y, Z)) / value if value > 0 else 0.0
+
+
+def lower_bound(
+    D: ArrayLike | Sequence[ArrayLike],
+    P: ArrayLike | Sequence[ArrayLike],
+    radius: float,
+    Y: ArrayLike | Sequence[ArrayLike],
+    Z: ArrayLike,
+) -> float:
+    """What the dual point proves: no X >= 0 within `radius` of D has a smaller nuclear norm. See `duality_gap`."""
     Ds, Ps = as_batches(D, P)
-    Ys, _ = as_batches(Y, P)
-    X, Z = np.asarray(X), np.asarray(Z)
-    if np.any(Z < 0):
-        return float("inf")
-    value = np.linalg.norm(X, "nuc")
-    scale = np.linalg.norm(np.vstack([y @ p.T for y, p in zip(Ys, Ps, strict=True)]) + Z, 2)
+    Ys, _ = as_batches(Y if np.ndim(Y[0]) == 2 else [Y], Ps)  # type: ignore[index]
+    if np.any(np.asarray(Z) < 0):
+        return -float("inf")
+    scale = np.linalg.norm(np.vstack([y @ p.T for y, p in zip(Ys, Ps, strict=True)]) + np.asarray(Z), 2)
     inner = sum(np.vdot(y, d) for y, d in zip(Ys, Ds, strict=True))
     lower = inner - radius * np.sqrt(sum(np.vdot(y, y) for y in Ys))
-    bound = max(lower / scale, 0.0) if scale > 0 else 0.0
-    return float((value - bound) / value) if value > 0 else 0.0
+    return float(max(lower / scale, 0.0)) if scale > 0 else 0.0

@@ -261,7 +261,8 @@ def _infeasible(program: Program, smallest: float, note: str) -> Solution:
 
 
 def _solution(answer: Answer, converged: bool, status: str, n_iter: int = 0, trace: Array | None = None) -> Solution:
-    objective = float(np.linalg.norm(answer.X, "nuc"))
+    inside = np.isfinite(answer.objective)
+    objective = answer.objective if inside else float(np.linalg.norm(answer.X, "nuc"))
     return Solution(
         dense=answer.X,
         objective=objective,
