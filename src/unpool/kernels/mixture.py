@@ -40,6 +40,7 @@ DROPPED = 5e-8
 WEAK = 1e-2
 # Cells worked at once: the whitened pools of a few components then stay in the cache.
 TILE = 1024
+_MANY = 50  # components from which a bound pays
 _WORTH = 0.7  # share of the components that a bound may leave, to be worth its cost
 _CHUNK = 200  # rows of one product of whitening matrices with a tile
 LEADING = 4  # the bound looks at one in so many pool coordinates, the most variable first
@@ -276,7 +277,7 @@ def _survivors(
     K, m = len(member.log_weights), len(D_tile)
     p = member.bound.shape[1] - 1
     nearest = np.full((K, D_tile.shape[1]), -np.inf)
-    if bounded and dropped > 0 and K > 1 and 0 < p < m:
+    if bounded and dropped > 0 and K >= _MANY and 0 < p < m:
         augmented = np.concatenate([np.ones((1, D_tile.shape[1])), D_tile[:p]])
         q = _squared_distances(member.bound, augmented, len(member.bound_of))
         nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)

@@ -35,7 +35,7 @@ __all__ = ["Model"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 NU = 5.0
-FAST_CLUSTERS = 40
+FAST_CLUSTERS = 16
 FAST_DROPPED = 1e-3  # share of a cell's weight given up by skipping components, fast
 _RESOLUTION_CELLS = 2048
 
@@ -109,7 +109,7 @@ class Model:
             Clusterings, on the scales arcsinh, sqrt, linear, arcsinh with a finer and a coarser cofactor, composition, in
             turn. More than six start again with other seeds.
         fast
-            One member of at most 40 clusters without extra components, whatever n_members.
+            One member of at most 16 clusters without extra components, whatever n_members.
         n_threads
             Threads; None: all cores of this process. They do not change the result.
 
