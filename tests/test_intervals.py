@@ -183,6 +183,7 @@ def test_no_cell_is_decoded_by_a_model_that_saw_it() -> None:
     fails(check, cells_alone, group)  # the twin that splits groups
 
 
+@pytest.mark.filterwarnings("ignore:.*that the reference does not explain")
 def test_copies_of_a_cell_are_held_out_together(fresh: SimpleNamespace) -> None:
     """Twenty copies of each of 60 cells know as little about fresh cells as the 60."""
     copies = ad.AnnData(np.repeat(np.asarray(fresh.reference.X[:60]), 20, axis=0), var=fresh.reference.var[[]].copy())

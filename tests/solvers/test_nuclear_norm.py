@@ -402,6 +402,23 @@ def test_noise_var_gives_a_certified_answer():
         assert failures(solution, D, P, noise_radius(sd**2, [D.shape])) == []
 
 
+@pytest.mark.parametrize("nonneg", [True, False])
+def test_noise_outside_the_span_of_the_pools(nonneg):
+    """More pools than genes: a part of the noise that no X explains, which the dual point has to know of."""
+    rng = np.random.default_rng(4)
+    P = bernoulli(8, 20, rng)
+    D = gamma(40, 8, 3, rng) @ P
+    sd = 0.2 * D.std()
+    D = D + sd * rng.normal(size=D.shape)
+    radius = noise_radius(sd**2, [D.shape])
+    solution = nuclear_norm(D, P, noise_var=sd**2, nonneg=nonneg)
+    assert failures(solution, D, P, radius, nonneg=nonneg) == []
+    Y, Z = solution.dual
+    left = np.linalg.svd(P.T)[0][:, : np.linalg.matrix_rank(P)]
+    within = ([Y[0] @ left @ left.T], Z)  # the same without its part outside the span
+    assert "gap" in failures(replace(solution, dual=within), D, P, radius, nonneg=nonneg)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

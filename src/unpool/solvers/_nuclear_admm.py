@@ -13,7 +13,8 @@ __all__ = ["Iterate", "admm_step", "ball_multiplier", "project_spectral", "start
 
 STEP = 1.618  # the golden ratio: the longest step of the multiplier that keeps convergence
 FIRST = 100  # steps before the penalty is balanced for the first time
-BALANCE = 0.05  # the penalty, as a multiple of ‖X‖_F / ‖(Y, Z)‖_F
+# the penalty as a multiple of ‖X‖_F / ‖(Y, Z)‖_F, one after the other: no single one suits all problems
+BALANCE = (0.05, 0.1, 0.2, 0.05, 0.2)
 
 
 def project_spectral(M: Array) -> tuple[Array, float]:
@@ -90,7 +91,8 @@ def admm_step(problem: NormalForm, at: Iterate, nonneg: bool) -> Iterate:
     sigma = at.sigma
     if at.step and at.step % FIRST == 0 and (at.step // FIRST).bit_count() == 1:
         dual = frobenius([*at.Y, at.Z])
-        sigma = BALANCE * frobenius([at.X]) / dual if dual > 0 else sigma
+        multiple = BALANCE[((at.step // FIRST).bit_length() - 1) % len(BALANCE)]
+        sigma = multiple * frobenius([at.X]) / dual if dual > 0 else sigma
     target = at.W - at.X / sigma
     Z = np.maximum(target - problem.adjoint(at.Y), 0.0) if nonneg else at.Z
     C = [(c @ q) + t / sigma for c, q, t in zip(problem.split(target - Z), problem.Q, problem.T, strict=True)]
