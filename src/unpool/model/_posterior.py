@@ -19,6 +19,7 @@ from unpool.model._mixture import Array, Mixture
 
 __all__ = ["Posterior", "Seen", "decode_blocks", "foretold_misfit", "see"]
 
+_STRANGE = 25.0  # a squared standardised error counts at most so much: a few strange cells do not condemn a pool
 _DEPENDENT = 1e-9  # pool coordinates with less than this share of the largest variance carry nothing
 
 
@@ -140,7 +141,8 @@ def foretold_misfit(members: Sequence[Mixture], nu: float, D: Array, P: Array, R
         V = seen.T @ member.rotation[k].T
         away = (Z[best == k] @ member.rotation[k].T - member.shift[k, 0]) @ V.T
         precision = np.square(V).sum(axis=1)
-        square += np.divide(np.square(away).sum(axis=0), precision, out=np.zeros_like(precision), where=precision > 0)
+        error = np.divide(np.square(away), precision, out=np.zeros_like(away), where=precision > 0)
+        square += np.minimum(error, _STRANGE).sum(axis=0)
     return square / len(D)
 
 
