@@ -152,6 +152,19 @@ def test_notebook_has_a_closed_form():
     assert np.allclose(solution.X, M @ P @ np.linalg.pinv(P))
 
 
+@pytest.mark.parametrize("relative", [0.0, 1e-12, 1e-9, 1e-7, 1e-5])
+def test_a_radius_that_hardly_matters_costs_nothing(relative):
+    """The notebook asks for a residual of 1e-7 D.size, 3e-10 of ‖D‖: neither Newton nor alternating directions like that."""
+    rng = np.random.default_rng(1)
+    M = rng.normal(10, 2, (100, 5)) @ rng.normal(15, 3, (40, 5)).T
+    P = bernoulli(40, 12, rng)
+    D = M @ P
+    solution = nuclear_norm(D, P, radius=relative * np.linalg.norm(D))
+    assert failures(solution, D, P, relative * np.linalg.norm(D)) == []
+    assert solution.n_iter < 100
+    assert ("closed form" in solution.status) == (relative < 1e-5)
+
+
 def test_the_checks_bite():
     D, P = problem(60, 30, 8, 4)
     radius = 0.01 * np.linalg.norm(D)

@@ -67,8 +67,9 @@ class NormalForm:
         left of the radius).
         """
         inside = [y / p for y, p in zip(Y, self.p, strict=True)]
-        floor = 1e-12 * frobenius(self.outside)
-        t = frobenius(inside) / max(self.radius, floor) if floor > 0 and self.radius > 0 else 0.0
+        away = frobenius(self.outside)
+        rounding = 1e-12 * frobenius([t * p for t, p in zip(self.T, self.p, strict=True)])
+        t = frobenius(inside) / max(self.radius, 1e-12 * away) if away > rounding and self.radius > 0 else 0.0
         return [y @ r.T + t * o for y, r, o in zip(inside, self.R, self.outside, strict=True)]
 
 

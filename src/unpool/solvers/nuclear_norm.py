@@ -185,8 +185,12 @@ def _solve(program: Program, max_iter: int, note: str, *, explicit: bool) -> Sol
 
 
 def _closed_form(program: Program, problem: NormalForm) -> Answer | None:
-    """D P⁺ for one design at radius 0, where it is nonnegative up to rounding or need not be; dual U Vᵀ of D R / p."""
-    if len(problem.T) > 1 or program.radius > 0:
+    """D P⁺ for one design, where it is nonnegative up to rounding or need not be; dual U Vᵀ of D R / p.
+
+    It is optimal at radius 0, and within the tolerance at a radius that hardly matters: a radius r lowers the bound by
+    r ‖Y‖_F.
+    """
+    if len(problem.T) > 1 or program.radius > 1e-4 * program.size:
         return None
     T, Q = problem.T[0], problem.Q[0]
     X = T @ Q.T
@@ -194,7 +198,10 @@ def _closed_form(program: Program, problem: NormalForm) -> Answer | None:
         return None
     left, s, right = np.linalg.svd(T, full_matrices=False)
     k = int(np.sum(s > max(T.shape) * np.finfo(float).eps * s[0]))
-    answer = program.judge(X, problem.pool_dual([left[:, :k] @ right[:k]]), np.zeros_like(X))
+    Y = problem.pool_dual([left[:, :k] @ right[:k]])
+    if program.radius * np.linalg.norm(Y[0]) > program.tol * s.sum():
+        return None
+    answer = program.judge(X, Y, np.zeros_like(X))
     return answer if answer.error <= program.tol else None
 
 
