@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's products use this BLAS: it must be here when threads are limited
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from unpool._validate import BLOCK_ROWS, blocks, integer
 
-__all__ = ["BLOCK_ROWS", "blocks", "map_blocks", "map_threads", "one_thread", "spawn"]
+__all__ = ["BLOCK_ROWS", "blocks", "map_blocks", "map_threads", "one_blas_thread", "one_thread", "spawn"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +23,17 @@ Result = TypeVar("Result")
 def one_thread() -> threadpool_limits:
     """Context in which BLAS and OpenMP use one thread, so that sums are always made in the same order."""
     return threadpool_limits(1)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """BLAS libraries of this process: numpy's and scipy's, loaded by now. Looking for them takes a millisecond."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def one_blas_thread() -> Any:
+    """Context in which BLAS uses one thread; entered in microseconds, for solvers of small problems."""
+    return _blas().limit(limits=1)
 
 
 def map_threads(

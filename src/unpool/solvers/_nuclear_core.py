@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,6 +110,11 @@ def reduce(full: Full, cell: Indices, gene: Indices) -> Reduced:
     return Reduced(T, columns.T @ full.Q, full.p, full.radius, Pairs(row, columns[gene]), kept, others, basis, columns)
 
 
+def _length(x: Array) -> float:
+    """Frobenius norm, without the checks of np.linalg.norm, which cost more than the sum for small arrays."""
+    return math.sqrt(float(np.vdot(x, x)))
+
+
 def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_newton: int) -> Point:
     """One outer step from `at`: minimise the augmented Lagrangian over (Y, z >= 0) by Newton, then X = SVT_sigma(M).
 
@@ -117,21 +123,21 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
     T, Q, p, pairs = reduced.T, reduced.Q, reduced.p, reduced.pairs
     X = reduced.drop_rows(at.X) @ reduced.columns
     Y, z = reduced.drop_rows(at.Y), at.z
-    size = float(np.linalg.norm(T))
+    size = _length(T)
 
     def look(Y: Array, z: Array) -> tuple[Spectrum, float]:
         M = X + sigma * (Y @ Q.T + pairs.spread(z, X.shape))
         spectrum = Spectrum.of(M, sigma)
         shrunk = spectrum.s[: spectrum.r] - sigma
         value = float(shrunk @ shrunk) / (2 * sigma) - float(np.vdot(Y, T))
-        return spectrum, value + reduced.radius * float(np.linalg.norm(Y / p))
+        return spectrum, value + reduced.radius * _length(Y / p)
 
     spectrum, phi = look(Y, z)
     steps, settled = 0, False
     for steps in range(max_newton + 1):
         image = spectrum.shrunk
         gY, gz = image @ Q - T, pairs.read(image)
-        length = float(np.linalg.norm(Y / p))
+        length = _length(Y / p)
         away = None
         diagonal = np.zeros_like(p)
         if reduced.radius > 0 and length > 0:
@@ -139,7 +145,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
             gY = gY + pull * Y / p**2
             diagonal = pull / p**2
             away = np.sqrt(pull) / length * Y / p**2
-        miss = float(np.hypot(np.linalg.norm(gY), np.linalg.norm(np.where(z > 0, gz, np.minimum(gz, 0.0))))) / size
+        miss = float(np.hypot(_length(gY), _length(np.where(z > 0, gz, np.minimum(gz, 0.0))))) / size
         settled = miss <= max(0.1 * min(at.change, 0.1), 1e-13)
         if settled or steps == max_newton:
             break
@@ -157,7 +163,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
     image = spectrum.shrunk
     value = float(np.sum(spectrum.s[: spectrum.r] - sigma))
     scale = float(np.linalg.norm(Y @ Q.T + pairs.spread(z, X.shape), 2))
-    bound = (float(np.vdot(Y, T)) - reduced.radius * float(np.linalg.norm(Y / p))) / scale if scale > 0 else 0.0
+    bound = (float(np.vdot(Y, T)) - reduced.radius * _length(Y / p)) / scale if scale > 0 else 0.0
     tiny = float(np.finfo(float).tiny)
     return replace(
         at,
@@ -165,7 +171,7 @@ def proximal_step(full: Full, reduced: Reduced, at: Point, sigma: float, max_new
         Y=reduced.lift_rows(Y),
         z=z,
         steps=at.steps + steps,
-        change=float(np.linalg.norm(image - X)) / max(float(np.linalg.norm(image)), tiny),
+        change=_length(image - X) / max(_length(image), tiny),
         settled=settled,
         error=abs(value - bound) / max(value, tiny),
     )

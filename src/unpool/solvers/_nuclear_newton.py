@@ -108,6 +108,10 @@ class _Hessian:
         mb[:r] += cross.T[:, None, :] * self.v1 * up.T[:r, :, None]
         mb[r:] += self.h @ self.bh.transpose(0, 2, 1)
         self.mh = self.b[r:] @ self.bh + self.h @ hh
+        # a row a pair, for products with vectors
+        self.b_pairs, self.h_pairs, self.mh_pairs = (
+            x.transpose(1, 0, 2).reshape(count, (k - r) * r) for x in (self.b[r:], self.h, self.mh)
+        )
         yz = np.tensordot(mb, self.q, axes=(0, 0)).transpose(1, 2, 0)
         zz = np.tensordot(self.b, mb, axes=((0, 2), (0, 2))) + np.tensordot(self.h, self.mh, axes=((0, 2), (0, 2)))
         zz += (self.v1 @ self.hh_rest @ self.v1.T) * ((pairs.row[:, None] == pairs.row) - up @ up.T)
@@ -139,15 +143,15 @@ class _Hessian:
         turned = self.U.T @ gY
         g2, g_rest = turned[r:], gY - self.U @ turned
         k, k_rest = -(g2 / self.diagonal) @ self.G, -(g_rest / self.diagonal) @ self.G
-        top = turned[:r] + np.einsum("jab,jb->aj", self.bh, k) @ self.q[r:]
-        pull = np.einsum("jca,ja->c", self.mh, k)
+        top = turned[:r] + (self.bh @ k[:, :, None])[:, :, 0].T @ self.q[r:]
+        pull = self.mh_pairs @ k.ravel()
         pull += np.einsum("ca,ca->c", self.v1, (k_rest @ self.hh_rest)[self.pairs.row])
         rhs = -np.concatenate([top.ravel(), gz + pull])
         x = _cholesky.solve(self.factor, rhs)
         Y1, dz = x[: self.order].reshape(r, m), x[self.order :]
-        b = self.q[r:] @ Y1.T + np.einsum("jca,c->ja", self.b[r:], dz)
-        h = np.einsum("jca,c->ja", self.h, dz) + k
-        c = np.einsum("jab,jb->ja", self.N, h - (self.beta * b) @ self.E)
+        b = self.q[r:] @ Y1.T + (dz @ self.b_pairs).reshape(k.shape)
+        h = (dz @ self.h_pairs).reshape(k.shape) + k
+        c = (self.N @ (h - (self.beta * b) @ self.E)[:, :, None])[:, :, 0]
         Y2 = -(g2 + (self.alpha * c + self.beta * b) @ self.G.T) / self.diagonal
         h_rest = np.zeros_like(k_rest)
         np.add.at(h_rest, self.pairs.row, dz[:, None] * self.v1)

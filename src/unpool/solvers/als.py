@@ -9,9 +9,9 @@ from typing import Any
 
 import numba
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from unpool.errors import InputError, UnpoolError
+from unpool.kernels.blocks import one_blas_thread
 from unpool.kernels.factor import sweep_genes
 from unpool.solvers._driver import iterate
 from unpool.solvers._input import as_batches, as_matrix
@@ -110,7 +110,7 @@ def als(
         raise InputError(f"init with n_starts={n_starts}: starts are either given or random; leave one of the two out")
     problem = _Problem(Ds, Ps, int(rank), nonneg, float(ridge))
     starts = problem.starts(int(n_starts), rng) if init is None else [problem.checked(init)]
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         runs = [
             iterate(
                 problem.step,

@@ -8,11 +8,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from unpool.errors import InputError, UnpoolError
 from unpool.kernels import lawson_hanson
 from unpool.kernels import nnls as pivoting
+from unpool.kernels.blocks import one_blas_thread
 from unpool.solvers._input import as_matrix
 from unpool.solvers._solution import Array
 
@@ -77,7 +77,7 @@ def nnls(A: Any, B: Any) -> Array:
             f"B has {B.shape[1]} columns but A has {A.shape[0]} rows: each row of B is a right-hand side, with an "
             f"entry for each row of A; got A {A.shape} and B {B.shape}"
         )
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         X, violation = nnls_rows(A, B, numba.config.NUMBA_NUM_THREADS)
     if violation.size and violation.max() > KKT:
         i = int(violation.argmax())

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import chi2
-from threadpoolctl import threadpool_limits
 
 from unpool.errors import InputError
+from unpool.kernels.blocks import one_blas_thread
 from unpool.solvers._driver import iterate
 from unpool.solvers._input import as_batches
 from unpool.solvers._nuclear_admm import Iterate, admm_step, start_at
@@ -104,7 +104,7 @@ def nuclear_norm(
     elif noise_var is not None:
         raise InputError("both radius and noise_var were given: pass the one that is known")
 
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         program = Program(Ds, Ps, float(chosen), nonneg, tol)
         solution = _solve(program, int(max_iter), note, explicit=radius is not None or noise_var is not None)
     return solution
