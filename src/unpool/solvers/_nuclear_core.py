@@ -96,10 +96,12 @@ class Reduced:
 def reduce(full: Full, cell: Indices, gene: Indices) -> Reduced:
     """Compress `full` around the pairs (cell, gene). Cost: cells x rank(T)² + genes x columns²."""
     n, g = len(full.T), len(full.Q)
-    kept, row = np.unique(cell, return_inverse=True)
-    others = np.setdiff1d(np.arange(n), kept, assume_unique=True)
+    has_pair = np.zeros(n, dtype=np.bool_)
+    has_pair[cell] = True
+    kept, others = np.flatnonzero(has_pair), np.flatnonzero(~has_pair)
+    row = np.cumsum(has_pair)[cell] - 1
     basis = full.L if kept.size == 0 else np.linalg.qr(full.L[others])[0]
-    genes = np.unique(gene)
+    genes = np.flatnonzero(np.bincount(gene, minlength=g))
     if full.Q.shape[1] + genes.size >= g:
         columns = np.eye(g)
     elif genes.size == 0:

@@ -90,8 +90,10 @@ def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point]
     sigma, top = schedule.start * full.base, schedule.top * full.base
     end = at.steps + BUDGET
     pruned = False
+    reduced = None
     for _ in range(BUDGET):
         cell, gene = _worst(at)
+        before = at.cell
         if cell.size:
             at = _add(at, cell, gene)
         elif at.change < 1e-2 and not pruned:
@@ -100,7 +102,9 @@ def _enforce(full: Full, at: Point, schedule: Schedule, accept: Callable[[Point]
             pruned = True
         if at.z.size > MAX_PAIRS or at.steps >= end:
             return None
-        at = proximal_step(full, reduce(full, at.cell, at.gene), at, sigma, NEWTON)
+        if reduced is None or at.cell is not before:
+            reduced = reduce(full, at.cell, at.gene)
+        at = proximal_step(full, reduced, at, sigma, NEWTON)
         if accept(at):
             return at
         sigma = min(schedule.growth * sigma, top) if at.settled else sigma / schedule.growth
