@@ -116,9 +116,11 @@ def write_h5ad(adata: ad.AnnData, path: str | os.PathLike[str]) -> None:
     """Write an h5ad file atomically, with text in the encoding that R and old readers know."""
     encoding = {"allow_write_nullable_strings": False} if hasattr(ad.settings, "allow_write_nullable_strings") else {}
     with writing(path) as beside, ad.settings.override(**encoding), _DeferredErrors(beside, "w+") as raw:
-        with h5py.File(raw, "w") as file:
-            ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
-        raw.raise_error()
+        try:
+            with h5py.File(raw, "w") as file:
+                ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip", "compression_opts": 1})
+        finally:
+            raw.raise_error()  # the cause, whatever HDF5 made of it
 
 
 class _DeferredErrors(FileIO):
