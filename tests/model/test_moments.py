@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unpool.model import Model
 from unpool.model._cluster import SCALES, cluster, n_clusters
 from unpool.model._mixture import Mixture
 from unpool.model._moments import shrunk_mixture
@@ -114,3 +115,18 @@ def test_clusters_find_separate_groups(scale):
 
 def test_number_of_clusters():
     assert [n_clusters(n) for n in (1, 2, 7, 60, 150, 4000, 10**6)] == [1, 1, 3, 4, 10, 266, 400]
+
+
+def test_few_genes_get_more_members_and_pairs_up_to_the_sum_of_two_types():
+    """Where a component costs little; beyond 32 genes the plain extent."""
+    rng = np.random.default_rng(0)
+    X = rng.gamma(2.0, size=(150, 33)) * rng.integers(1, 4, size=(150, 1))
+    few, many = (Model._from_array(X[:, :g], [f"g{j}" for j in range(g)]) for g in (32, 33))
+    assert (len(few.members), len(many.members)) == (12, 4)
+    at_two = few.members[0].sizes == 2
+    n_pairs = len(few.members[0].pairs)
+    assert n_pairs > 0
+    sums = few.members[0].size_shares[-n_pairs:, at_two]
+    assert (sums > 0).all()
+    assert not many.members[0].size_shares[-len(many.members[0].pairs) :, at_two].any()
+    assert len(Model._from_array(X[:, :32], few.genes, n_members=2).members) == 2

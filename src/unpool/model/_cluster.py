@@ -15,7 +15,6 @@ Array = NDArray[np.float64]
 CELLS_PER_CLUSTER = 15
 MIN_CLUSTERS = 4
 MAX_CLUSTERS = 400
-COARSE_TYPES = 25
 MAX_CELLS = 20_000  # k-means sees an even random subset of larger references; then all cells join their nearest centre
 _MAX_ITER = 100
 
@@ -87,11 +86,9 @@ def cluster(X: Array, scale: str, rng: np.random.Generator, *, most: int = MAX_C
     return np.unique(labels, return_inverse=True)[1].astype(np.intp)
 
 
-def coarse_types(means: Array, weights: Array, sd: Array, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Group clusters into at most 25 types: weighted k-means of arcsinh(mean / 0.3 sd). Type of each cluster, none empty."""
-    from sklearn.cluster import KMeans
-
+def coarse_types(means: Array, weights: Array, sd: Array, most: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Group clusters into at most `most` types: weighted k-means of arcsinh(mean / 0.3 sd). Type of each, none empty."""
     features = np.arcsinh(means / (0.3 * np.where(sd > 0, sd, 1.0)))
-    n = min(COARSE_TYPES, len(means))
+    n = min(most, len(means))
     fit = KMeans(n, n_init=1, random_state=int(rng.integers(2**31))).fit(features, sample_weight=weights)
     return np.unique(fit.labels_, return_inverse=True)[1].astype(np.intp)

@@ -35,6 +35,9 @@ __all__ = ["Model"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 NU = 5.0
+N_MEMBERS, N_TYPES = 4, 25
+FEW_GENES = 32  # where genes are few a component costs little: more members, and more pairs at more sizes
+FEW_N_MEMBERS, FEW_N_TYPES = 12, 50
 FAST_CLUSTERS = 16
 FAST_DROPPED = 1e-3  # share of a cell's weight given up by skipping components, fast
 _RESOLUTION_CELLS = 2048
@@ -90,8 +93,8 @@ class Model:
 
     @classmethod
     def from_cells(
-        cls, reference: Any, *, layer: str | None = None, label: Any = None, rng: Any = 0, n_members: int = 4,
-        fast: bool = False,        n_threads: int | None = None,
+        cls, reference: Any, *, layer: str | None = None, label: Any = None, rng: Any = 0,
+        n_members: int | None = None, fast: bool = False, n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         """Learn from cells in which every gene was measured.
 
@@ -107,7 +110,7 @@ class Model:
             Seed of the clusterings.
         n_members
             Clusterings, on the scales arcsinh, sqrt, linear, arcsinh with a finer and a coarser cofactor, composition, in
-            turn. More than six start again with other seeds.
+            turn. More than six start again with other seeds. None: 12 for at most 32 genes, 4 for more.
         fast
             One member of at most 16 clusters without extra components, whatever n_members.
         n_threads
@@ -126,9 +129,8 @@ class Model:
 
     @classmethod
     def _from_array(
-        cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0, n_members: int = 4,
-        extras: bool = True, fast: bool = False,
-        n_threads: int | None = None,
+        cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0,
+        n_members: int | None = None, extras: bool = True, fast: bool = False, n_threads: int | None = None,
     ) -> Model:  # fmt: skip
         from sklearn.exceptions import ConvergenceWarning
 
@@ -140,7 +142,10 @@ class Model:
         )  # scikit-learn: only fitting needs it
 
         rng = generator(rng)
-        n_members = 1 if fast else integer(n_members, "n_members")
+        few = X.shape[1] <= FEW_GENES
+        if fast or n_members is None:
+            n_members = 1 if fast else FEW_N_MEMBERS if few else N_MEMBERS
+        n_members = integer(n_members, "n_members")
         extras, most = extras and not fast, FAST_CLUSTERS if fast else MAX_CLUSTERS
         rows = _reference_rows(X.shape[0], rng)
         X = dense(X, rows)
@@ -156,9 +161,10 @@ class Model:
             called = None if code is None else composition(clusters, code, len(label_names))
             if not extras:
                 return mixture, called
-            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), seed)
+            n_types = FEW_N_TYPES if few else N_TYPES
+            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), n_types, seed)
             types = type_of[clusters]
-            mixture = with_extras(mixture, shrunk_mixture(X, types), type_of)
+            mixture = with_extras(mixture, shrunk_mixture(X, types), type_of, sized_pairs=few)
             if called is not None and code is not None:
                 of_type = composition(types, code, len(label_names))
                 i, j = (mixture.pairs - len(called)).T

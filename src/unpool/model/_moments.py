@@ -16,6 +16,7 @@ FLOOR = 1e-3  # share of a gene's overall variance that every component keeps
 SIZES = (1.0, 0.5, 0.7, 1.4, 2.0)
 SIZE_SHARES = (0.9, 0.35 / 11, 0.35 / 11, 0.2 / 11, 0.2 / 11)  # of a cluster's weight; mean size one
 PAIR_SHARE = 0.2  # of all weight, for the pairs
+PAIR_SIZE_SHARES = (0.6, 1.4 / 11, 1.4 / 11, 0.8 / 11, 0.8 / 11)  # the same of a pair's, where pairs have sizes
 _LEVEL = 0.05  # share of a gene's overall mean added to a component's mean where the trend is read
 
 
@@ -69,7 +70,7 @@ def shrunk_mixture(X: Array, labels: NDArray[np.intp]) -> Mixture:
     )
 
 
-def with_extras(clusters: Mixture, types: Mixture, type_of: NDArray[np.intp]) -> Mixture:
+def with_extras(clusters: Mixture, types: Mixture, type_of: NDArray[np.intp], *, sized_pairs: bool = False) -> Mixture:
     """Let every cluster be seen at other sizes, and add the pairs of coarse types; the mean stays.
 
     Other sizes let a cell be brighter or dimmer than its cluster ever was: this helps most where the cells differ from the
@@ -82,11 +83,13 @@ def with_extras(clusters: Mixture, types: Mixture, type_of: NDArray[np.intp]) ->
         Moments of the clusters and of the types that they are grouped to.
     type_of
         Type of each cluster.
+    sized_pairs
+        Whether pairs are seen at other sizes, too: up to two, the sum of two types.
     """
     K, T, w = clusters.n_components, types.n_components, types.weights
     pairs = np.column_stack(np.triu_indices(T, 1))
     shares = np.zeros((K + len(pairs), len(SIZES)))
-    shares[:K], shares[K:, 0] = SIZE_SHARES, 1.0
+    shares[:K], shares[K:] = SIZE_SHARES, PAIR_SIZE_SHARES if sized_pairs else np.eye(len(SIZES))[0]
     weights = clusters.weights
     if len(pairs):
         mixed = (1 - w) / (1 - w @ w)  # weight in pairs of a type, relative to its own and to that of all pairs
