@@ -181,6 +181,8 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     if "skipped" in new:
         return new | old
     if old.get("parameters") != new["parameters"]:
+        if "parameters" in old:
+            print("  what was measured before with other options is dropped", flush=True)
         return new
     again = {row["method"] for row in new["table"]}
     kept = {part: [row for row in old[part] if row["method"] not in again] for part in ("table", "repeats")}

@@ -54,8 +54,17 @@ class Taken(NamedTuple):
     used: float
 
 
-def data(n_cells: int) -> tuple[Any, Any, Any, Any]:
-    """Reference, design, pools of `n_cells` cells (20,000 different ones, each with noise of its own), noise variances."""
+class Data(NamedTuple):
+    """What is decoded: a reference, a design, pools of many cells (cells x pools), and their noise covariance."""
+
+    reference: Any
+    design: Any
+    D: Any
+    R: Any
+
+
+def data(n_cells: int) -> Data:
+    """Simulated cell types: 4,000 cells as reference, and 20,000 others, repeated with noise of their own up to `n_cells`."""
     cells = up.simulate.cell_types(REFERENCE + 20_000, GENES, 12, rng=0)
     reference, truth = cells[:REFERENCE].copy(), np.asarray(cells.X[REFERENCE:], dtype=np.float64)
     design = up.design.balanced(GENES, POOLS, rng=0).equalised(reference)
@@ -63,7 +72,7 @@ def data(n_cells: int) -> tuple[Any, Any, Any, Any]:
     variance = clean.var(axis=0) / 25
     D = np.resize(clean, (n_cells, POOLS))
     D += np.sqrt(variance) * np.random.default_rng(0).standard_normal(D.shape)
-    return reference, design, D, variance
+    return Data(reference, design, D, noise_covariance(variance, design.matrices[0], "pool"))
 
 
 def seconds(run: Callable[[], Any]) -> Taken:
@@ -87,14 +96,15 @@ def in_turns(runs: dict[str, Callable[..., Any]], turns: int) -> dict[str, list[
     return found
 
 
-def model_of(reference: Any, pools: Any, variance: Any, n_threads: int) -> tuple[up.Model, str]:
+def model_of(given: Data, n_threads: int) -> tuple[up.Model, str]:
     """The model with which `decode` would decode these pools by default, and what it is."""
-    told = up.decode(pools, reference, noise_var=variance, sd=False, crossfit=False, n_threads=n_threads).uns["unpool"]
-    model = up.Model.from_cells(reference, n_threads=n_threads)
+    pools, known = up.pooled(given.D, given.design), {"noise_var": given.R, "n_threads": n_threads}
+    told = up.decode(pools, given.reference, sd=False, crossfit=False, **known).uns["unpool"]
+    model = up.Model.from_cells(given.reference, n_threads=n_threads)
     if not told["extras"]:
         model = model.plain()
     if told["adapted"]:
-        model = model.adapt(pools, noise_var=variance, n_threads=n_threads)
+        model = model.adapt(pools, **known)
     return model, f"{'with' if told['extras'] else 'without'} extras, {'' if told['adapted'] else 'not '}adapted"
 
 
@@ -192,12 +202,63 @@ def paces(found: dict[str, Any], cells: dict[str, int]) -> list[list[Any]]:
 def ratio(found: dict[str, Any], mine: str, other: str, *, most: float = np.inf, least: float = -np.inf) -> list[Any]:
     """Median over the turns of `mine` / `other`, by wall and processor time, with its bar."""
     what = f"{NAMES[mine]} / {NAMES[other]}"
-    bar = f"at most {most:g}" if np.isfinite(most) else f"at least {least:g}"
+    bar = f"at most {most:g}" if np.isfinite(most) else f"at least {least:g}" if np.isfinite(least) else ""
     if failed := [found[name] for name in (mine, other) if isinstance(found[name], str)]:
         return [what, "", "", bar, f"failed: {failed[0]}"]
     pairs = list(zip(found[mine], found[other], strict=True))
     wall, used = (float(np.median([a[i] / b[i] for a, b in pairs])) for i in (0, 1))
-    return [what, f"{wall:.2f}", f"{used:.2f}", bar, verdict(wall, most=most, least=least)]
+    return [what, f"{wall:.2f}", f"{used:.2f}", bar, verdict(wall, most=most, least=least) if bar else ""]
+
+
+def of_default(given: Data, chunk: int, n_threads: int) -> tuple[dict[str, Any], str]:
+    """Default model and its matrix products, in turns over the chunks; and the model in words."""
+    D, P, R = given.D, given.design.matrices[0], given.R
+    model, kind = model_of(given, n_threads)
+    seen = model.posterior(D[:4096], P, noise_var=R, sd=False, responsibilities=True, n_threads=n_threads)
+    counts = [carrying(shares) for shares in seen.responsibilities or ()]
+    sizes = [len(strong) for strong, _ in counts]
+    weighty = [round(float((strong + faint).sum()) / TILE) for strong, faint in counts]
+    about = f"Default model: {kind}; components of its members {sizes}, carrying weight in a cell {weighty}."
+    print(about, flush=True)
+
+    def posterior(turn: int) -> None:
+        rows = D[turn * chunk : (turn + 1) * chunk]
+        model.posterior(rows, P, noise_var=R, sd=False, n_threads=n_threads)
+
+    runs = {
+        "default": posterior,
+        "products": lambda turn: products(counts, chunk, n_threads),
+        "weighty": lambda turn: products(counts, chunk, n_threads, weighty=True),
+    }
+    return in_turns(runs, CHUNKS), about
+
+
+def of_fast(given: Data, turns: int, some: int, n_threads: int) -> dict[str, Any]:
+    """fast=True on all cells, SPAMS on all and neighbours on some, in turns."""
+    D, X, P, R = given.D, np.asarray(given.reference.X, dtype=np.float64), given.design.matrices[0], given.R
+    quick = up.Model.from_cells(given.reference, fast=True, n_threads=n_threads)
+    quick.posterior(D[:5000], P, noise_var=R, sd=False, fast=True)  # compile
+    runs: dict[str, Callable[..., Any]] = {
+        "fast": lambda turn: quick.posterior(D, P, noise_var=R, sd=False, fast=True, n_threads=n_threads)
+    }
+    failed = {}
+    for name, peer, size in (("spams", spams_decoder, len(D)), ("neighbours", neighbours, some)):
+        try:
+            runs[name] = partial(peer(P, X, n_threads), D[:size])
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+    return in_turns(runs, turns) | failed
+
+
+def of_decode(given: Data, n_threads: int) -> dict[str, Any]:
+    """`decode` from reference to answer, once."""
+    pools = up.pooled(given.D, given.design)
+    whole = {"noise_var": given.R, "sd": False, "crossfit": False, "n_threads": n_threads}
+    runs = {
+        "decode": lambda turn: up.decode(pools, given.reference, **whole),
+        "decode fast": lambda turn: up.decode(pools, given.reference, fast=True, **whole),
+    }
+    return in_turns(runs, 1)
 
 
 def main() -> None:
@@ -205,80 +266,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=TURNS)
+    parser.add_argument("--turns", type=int, default=TURNS, help="of fast=True and its peers")
     a = parser.parse_args()
-    about, n, threads = machine() | {"threads": a.threads}, a.cells, a.threads
-    reference, design, D, variance = data(n)
-    X, P = np.asarray(reference.X, dtype=np.float64), design.matrices[0]
-    R, chunk, some = noise_covariance(variance, P, "pool"), -(-n // CHUNKS), min(n, 20_000)
-
+    about, given, n, threads = machine() | {"threads": a.threads}, data(a.cells), a.cells, a.threads
+    chunk, some = n // CHUNKS, min(n, 20_000)
     print(f"{n:,} cells, {POOLS} pools -> {GENES} genes, sd off, {threads} threads; {REFERENCE:,} reference cells")
-    up.decode(up.pooled(D[:2000], design), reference, noise_var=R, sd=False, n_threads=threads)  # compile
-    bars = fits(reference, threads)
-
-    model, kind = model_of(reference, up.pooled(D, design), variance, threads)
-    shares = model.posterior(
-        D[:4096], P, noise_var=R, sd=False, responsibilities=True, n_threads=threads
-    ).responsibilities
-    counts = [carrying(member) for member in shares]  # type: ignore[union-attr]
-    weighty = [round(float((strong + faint).sum()) / TILE) for strong, faint in counts]
-    sizes = [len(strong) for strong, _ in counts]
-    about_model = f"Default model: {kind}; components of its members {sizes}, carrying weight in a cell {weighty}."
-    print(about_model, flush=True)
-
-    def of_chunk(turn: int) -> Any:
-        rows = D[turn * chunk : (turn + 1) * chunk]
-        return model.posterior(rows, P, noise_var=R, sd=False, n_threads=threads)
-
+    first = up.pooled(given.D[:2000], given.design)
+    up.decode(first, given.reference, noise_var=given.R, sd=False, n_threads=threads)  # compile
+    bars = fits(given.reference, threads)
     with threadpool_limits(threads):
-        slow = in_turns(
-            {
-                "default": of_chunk,
-                "products": lambda turn: products(counts, chunk, threads),
-                "weighty": lambda turn: products(counts, chunk, threads, weighty=True),
-            },
-            CHUNKS,
-        )
+        slow, about_model = of_default(given, chunk, threads)
         rows = paces(slow, dict.fromkeys(slow, chunk))
-        bars.append(ratio(slow, "default", "products", most=PRODUCTS))
-        bars.append(ratio(slow, "default", "weighty", most=PRODUCTS))
-
-        quick = up.Model.from_cells(reference, fast=True, n_threads=threads)
-        quick.posterior(D[:5000], P, noise_var=R, sd=False, fast=True)  # compile
-        failed: dict[str, Any] = {}
-        runs: dict[str, Callable[..., Any]] = {
-            "fast": lambda turn: quick.posterior(D, P, noise_var=R, sd=False, fast=True, n_threads=threads)
-        }
-        for name, peer, size in (("spams", spams_decoder, n), ("neighbours", neighbours, some)):
-            try:
-                runs[name] = partial(peer(P, X, threads), D[:size])
-            except Exception as error:
-                failed[name] = f"{type(error).__name__}: {error}"
-        fast = in_turns(runs, a.turns) | failed
-        whole = {"noise_var": R, "sd": False, "crossfit": False, "n_threads": threads}
-        pools = up.pooled(D, design)
-        all_of_it = in_turns(
-            {
-                "decode": lambda turn: up.decode(pools, reference, **whole),
-                "decode fast": lambda turn: up.decode(pools, reference, fast=True, **whole),
-            },
-            1,
-        )
-    rows += paces(fast, {"fast": n, "spams": n, "neighbours": some})
-    rows += paces(all_of_it, dict.fromkeys(all_of_it, n))
-    bars.append(ratio(fast, "spams", "fast", least=SPAMS))
+        fast = of_fast(given, a.turns, some, threads)
+        rows += paces(fast, {"fast": n, "spams": n, "neighbours": some})
+        whole = of_decode(given, threads)
+        rows += paces(whole, dict.fromkeys(whole, n))
+    bars += [
+        ratio(slow, "default", "products", most=PRODUCTS),
+        ratio(slow, "default", "weighty"),
+        ratio(fast, "spams", "fast", least=SPAMS),
+    ]
     columns = ["", "wall time", "processor time", "bar (wall time)", ""]
+    of_pace = ["", "cells at once", "a second", "a processor second", "runs", ""]
     tables = [
         {"title": "Bars", "columns": columns, "rows": bars},
-        {"title": "Cells a second", "columns": ["", "cells at once", "a second", "a processor second", "runs", ""], "rows": rows},
-    ]  # fmt: skip
+        {"title": "Cells a second", "columns": of_pace, "rows": rows},
+    ]
     for table in tables:
         show(table)
-    notes = [f"{threads} threads everywhere.", about_model, *NOTES]
-    write(
-        "speed",
-        {"title": f"Speed, {POOLS} pools to {GENES} genes, no sd", "machine": about, "tables": tables, "notes": notes},
+    title, notes = (
+        f"Speed, {POOLS} pools to {GENES} genes, no sd",
+        [f"{threads} threads everywhere.", about_model, *NOTES],
     )
+    write("speed", {"title": title, "machine": about, "tables": tables, "notes": notes})
 
 
 if __name__ == "__main__":
