@@ -4,7 +4,7 @@ What is compared takes turns: the default model and its matrix products in chunk
 after the other, so that a slow spell of the machine falls on both sides. Medians of several turns; processor time counts all
 threads, and is what to read where the machine is busy. Writes results/speed.json.
 
-"Matrix products" are those of the posterior mean by NumPy's BLAS: same threads, blocks and precision, outputs allocated
+"Matrix products" are those of the posterior mean by NumPy's BLAS: same threads and precision, outputs allocated
 before, nothing around them. Every component turns the pools of every cell once into its own coordinates (pools x pools; its
 density needs them), and every component that carries weight in a cell's answer multiplies them by its gain (pools x genes);
 how many do is counted on 4,096 of the cells. "Of weighty components": the first kind, too, only where a component carries
@@ -25,10 +25,11 @@ from threadpoolctl import threadpool_limits
 
 import unpool as up
 from unpool.kernels.blocks import map_blocks
-from unpool.kernels.mixture import TILE, WEAK
+from unpool.kernels.mixture import WEAK
 from unpool.measure import noise_covariance
 
 GENES, POOLS, REFERENCE, LARGE = 100, 25, 4_000, 100_000
+TILE = 1024  # cells of one pure product: large enough for BLAS, whatever the decoder takes at once
 CHUNKS, TURNS = 5, 5
 FIT, LARGE_FIT, PRODUCTS, SPAMS = 60.0, 300.0, 2.5, 10.0  # bars: seconds, seconds, times the products, times SPAMS
 NAMES = {
