@@ -6,7 +6,7 @@ READY := $(VENV)/ready
 
 # two settings that some machines make for OpenBLAS slow its matrix products down; measure without them
 MEASURE := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python
-BENCHMARKS := solvers notebook decoder uncertainty speed million
+BENCHMARKS := solvers notebook decoder references gains uncertainty speed million
 
 .PHONY: demo test lint bench notebook clean
 

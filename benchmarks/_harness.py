@@ -24,7 +24,19 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 RESULTS = Path(__file__).parent / "results"
 TIMEOUT = 120.0  # seconds that a peer may take
-PACKAGES = ("unpool", "numpy", "scipy", "numba", "scikit-learn", "anndata", "cvxpy", "clarabel", "scs", "spams-bin")
+PACKAGES = (
+    "unpool",
+    "numpy",
+    "scipy",
+    "numba",
+    "scikit-learn",
+    "anndata",
+    "scanpy",
+    "cvxpy",
+    "clarabel",
+    "scs",
+    "spams-bin",
+)
 BUDGET = 30.0  # seconds after which a peer is not run again
 _SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -155,6 +167,12 @@ def duration(seconds: float) -> str:
         if seconds * factor < 1000:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def verdict(value: float, *, least: float = -np.inf, most: float = np.inf) -> str:
+    """Whether a value holds its bar, or by how much it does not."""
+    missing = max(least - value, value - most)
+    return "met" if missing <= 0 else f"missed by {missing:.3g}" if np.isfinite(missing) else "not measured"
 
 
 def write(name: str, result: dict[str, Any]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def cell(value: Any) -> str:
 
 def section(name: str, result: dict[str, Any]) -> str:
     """One benchmark: its tables and the machine that it ran on; of a file without tables, where it is."""
-    tables = [result] if "columns" in result else result.get("tables") or list(grouped(result))
+    tables = [result] if "columns" in result else result.get("tables") or []
     parts = [f"## {result.get('title', name)}", f"`python benchmarks/{name}.py`"]
     if not tables:
         parts.append(f"Not made for this page: [results/{name}.json](results/{name}.json)")
@@ -62,15 +62,6 @@ def section(name: str, result: dict[str, Any]) -> str:
     machine = result.get("machine", "")
     parts.append(f"<sub>{_words(machine)}{_busy(machine)}</sub>")
     return "\n\n".join(parts)
-
-
-def grouped(result: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Tables of a result by settings: {"settings" or "results": {name: {"table": [record, ...] or "mean": record}}}."""
-    for name, group in (result.get("settings") or result.get("results") or {}).items():
-        records = group.get("table") or ([group["mean"]] if "mean" in group else [])
-        columns = list(records[0]) if records else []
-        notes = [f"skipped: {group['skipped']}"] if "skipped" in group else []
-        yield {"title": group.get("title", name), "columns": columns, "rows": records, "notes": notes}
 
 
 def page(results: Iterable[Path]) -> str:

@@ -8,12 +8,11 @@ uses seed k: 60 % of the cells as reference, the last 20 % to be decoded. Writes
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from _cells import SNR, imc16
 from _harness import machine, show, write
 from anndata import AnnData
 from scipy.stats import spearmanr
@@ -21,9 +20,6 @@ from scipy.stats import spearmanr
 import unpool as up
 from unpool.demo import blood_cells
 
-HERE = Path(__file__).parent
-DATA = Path(os.environ.get("UNPOOL_DATA", HERE.parent.parent / "shared" / "data"))
-SNR = 5.0
 # per setting: coverage at 90 % and 50 %, the least coverage of a gene at 90 %, the interval score relative to the quantiles'
 BARS: dict[str, dict[str, tuple[float, float]]] = {
     "imc16, pool noise": {
@@ -177,20 +173,16 @@ def of_means(setting: str, found: dict[str, float], repeats: int) -> dict[str, A
 def main() -> None:
     """Print the table and write results/uncertainty.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of imc16_cells.h5ad (default: UNPOOL_DATA)")
+    parser.add_argument("--data", help="folder of the imc16 files (default: UNPOOL_DATA)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="part of a setting's name")
     given = parser.parse_args()
     about = machine() | {"threads": given.threads}
-    file = given.data / "imc16_cells.h5ad"
-    imc = published = None
-    if file.exists():
-        imc = up.io.read_h5ad(file)
-        imc.X = np.asarray(imc.X.toarray() if hasattr(imc.X, "toarray") else imc.X, dtype=np.float64)
-        published = up.Design.read_csv(given.data / "imc16_published_design.csv")
-    else:
-        print(f"skipped, because {file} is absent: all of imc16 (name its folder with --data or UNPOOL_DATA)")
+    source = imc16(given.data)
+    imc, published = (None, None) if isinstance(source, str) else source
+    if isinstance(source, str):
+        print(f"skipped, all of imc16: {source}")
     blood = blood_cells(100)
     blood.X = np.asarray(blood.X, dtype=np.float64)
     tables = []

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import unpool as up
+
 ROOT = Path(__file__).parents[1]
 PEERS = {"cvxpy", "spams", "clarabel", "scs"}
 
@@ -143,13 +145,9 @@ def test_the_page_says_when_the_machine_was_busy(benchmarks):
     assert "load at start: 3.2. Measured on a busy machine" in benchmarks("page").section("b_small", busy)
 
 
-def test_results_by_settings_become_tables(benchmarks):
-    settings = {"a": {"title": "First", "table": [{"method": "ours", "mean": 0.9}]}, "b": {"skipped": "no data"}}
-    text = benchmarks("page").section("decoder", {"machine": {"cpu": "abacus"}, "settings": settings})
-    for line in ("## decoder", "### First", "| method | mean |", "| ours | 0.9 |", "### b", "- skipped: no data"):
-        assert line in text.splitlines()
-    text = benchmarks("page").section("other", {"results": {"a": {"mean": {"coverage": 0.91}}}})
-    assert "| coverage |\n| --- |\n| 0.91 |" in text
+def test_a_result_without_tables_keeps_its_place(benchmarks):
+    text = benchmarks("page").section("other", {"results": [1]})
+    assert "Not made for this page: [results/other.json](results/other.json)" in text
 
 
 def test_a_row_of_the_wrong_length_is_refused(benchmarks):
@@ -160,6 +158,171 @@ def test_a_row_of_the_wrong_length_is_refused(benchmarks):
 def test_the_page_is_the_results(benchmarks):
     page = benchmarks("page").page((ROOT / "benchmarks" / "results").glob("*.json"))
     assert page == (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8"), "run benchmarks/page.py"
+
+
+def test_every_result_is_strict_json_and_has_its_script():
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    scripts = re.search(r"^BENCHMARKS := (.*)$", make, re.M)[1].split()
+    for name in scripts:
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+        assert path.stem in scripts
+
+
+# --- what the decoder's benchmarks compute
+
+
+def test_a_verdict_bites(benchmarks):
+    verdict = benchmarks("_harness").verdict
+    assert verdict(0.9, least=0.9) == verdict(0.9, most=0.9) == verdict(0.5, least=0, most=1) == "met"
+    assert verdict(0.87, least=0.9) == "missed by 0.03"
+    assert verdict(3.25, most=2.5) == "missed by 0.75"
+    assert verdict(float("nan"), least=0.9) == "not measured"
+
+
+@pytest.fixture
+def experiment(benchmarks):
+    """400 cells known, 200 measured in 6 pools."""
+    cells = up.simulate.cell_types(600, 12, 3, rng=0)
+    cells.X = np.asarray(cells.X, dtype=np.float64)
+    design = up.design.balanced(12, 6, pools_per_gene=2, rng=0)
+    order = np.arange(600)
+    make = benchmarks("_cells").experiment
+    return make(cells, design, order[:400], order[400:], np.random.default_rng(0)), design.matrices[0], cells
+
+
+def test_an_experiment_is_what_it_says(experiment):
+    e, P, cells = experiment
+    norm = np.linalg.norm(cells.X[:400], axis=0)
+    np.testing.assert_allclose(e.reference.X, cells.X[:400] / norm)
+    np.testing.assert_allclose(e.truth, cells.X[400:] / norm)
+    noise, clean = np.asarray(e.pools.X) - e.truth @ P, e.truth @ P
+    np.testing.assert_allclose(np.sqrt(np.diag(e.R)), clean.std(axis=0) / 5, rtol=1e-5)
+    np.testing.assert_allclose(noise.std(axis=0), clean.std(axis=0) / 5, rtol=0.2)
+    assert not np.allclose(noise.std(axis=0), (cells.X[:400] / norm @ P).std(axis=0) / 4, rtol=0.2)
+
+
+def test_corrupted_pools_keep_their_noise_in_their_units(benchmarks, experiment):
+    e = experiment[0]
+    other = benchmarks("gains").corrupted(e, np.random.default_rng(0))
+    clean, D = np.asarray(e.pools.X, dtype=np.float64), np.asarray(other.pools.X)
+    gain, offset = np.transpose([np.polyfit(x, y, 1) for x, y in zip(clean.T, D.T, strict=True)])
+    np.testing.assert_allclose(D, clean * gain + offset)
+    np.testing.assert_allclose(np.diag(other.R), gain**2 * np.diag(e.R))
+    np.testing.assert_allclose(offset, 0.1 * gain * np.ptp(clean, axis=0))
+    assert 0.3 <= gain.min() < 0.8 < 1.2 < gain.max() <= 3.0
+
+
+def test_the_loss_of_gains_bites(benchmarks):
+    found = np.full((3, 3, 2, 4), np.nan)
+    found[:, :, :, :2] = 0.9
+    found[:, 1, 1, 0] = (0.9, 0.88, 0.81)
+    [accuracy, bars, covered] = benchmarks("gains").tables(found)
+    assert [row[-1] for row in bars["rows"]] == ["met", "missed by 0.0167"]
+    assert bars["rows"][1][1:3] == ["+0.0367", "+0.0900"]
+    assert len(accuracy["rows"]) == 3
+    assert covered["rows"] == []
+
+
+def test_a_fall_and_a_baseline_ahead_are_seen(benchmarks):
+    bars = benchmarks("references").bars
+    sizes = [20, 50, 100]
+    found = np.zeros((2, 3, 4, 2))
+    found[:, :, 0, 0] = [[0.7, 0.8, 0.9], [0.7, 0.8, 0.9]]
+    assert [row[-1] for row in bars(sizes, found)["rows"]] == ["met", "met", "", ""]
+    found[:, 2, 0, 0] = (0.81, 0.77)  # one repeat rises, the mean falls by 0.01
+    found[:, 0, 2, 0] = 0.75  # a baseline ahead by 0.05
+    rows = bars(sizes, found)["rows"]
+    assert [row[2:4] for row in rows] == [
+        ["+0.0100", "50 to 100"],
+        ["+0.0500", "20"],
+        ["+0.0300", "50 to 100"],
+        ["+0.0500", "20"],
+    ]
+    assert [row[-1] for row in rows[:2]] == ["missed by 0.005", "missed by 0.04"]
+
+
+def test_nested_references_share_their_test_cells(benchmarks, experiment):
+    e, P, _ = experiment
+    references = benchmarks("references")
+    found = references.scores(e, up.Design(P, genes=list(e.reference.var_names)), [50, 400], 0, 1)
+    assert found.shape == (2, 4, 2)
+    np.testing.assert_allclose(found[0, 3], found[1, 3], atol=0.02)  # the cell's total hardly needs a reference
+    assert found[1, 0, 0] > found[:, 1:, 0].max()
+
+
+def of_decoder(**mean: float) -> dict:
+    """Result of the decoder's benchmark with these means, one record a method."""
+    rows = [
+        {"method": m.replace("_", " "), "mean": x, "worst": x - 0.03, "repeats": 9, "failures": 0}
+        for m, x in mean.items()
+    ]
+    return {"title": "pool", "parameters": {"repeats": 9}, "table": rows, "repeats": rows}
+
+
+def test_the_decoders_bars_bite(benchmarks):
+    bars = benchmarks("decoder").bars
+    for ours, fast, verdicts in ((0.96, 0.93, {"met"}), (0.94, 0.89, {"missed"})):
+        unknown = ours - (0.005 if ours > 0.95 else 0.02)
+        found = of_decoder(unpool=ours, modules=0.9, spams=0.9)["table"]
+        rows = {r["method"]: r for r in found} | {
+            m: found[0] | {"mean": x} for m, x in (("unpool, noise unknown", unknown), ("unpool, fast", fast))
+        }
+        asked = bars("pool", rows)
+        assert {row[-1].split()[0] for row in asked} == verdicts
+        assert len(asked) == 7
+    assert [row[0] for row in bars("tissue", {"unpool": found[0]})] == ["mean r"]
+
+
+def test_results_of_two_runs_are_merged(benchmarks):
+    merged = benchmarks("decoder").merged
+    old, new = of_decoder(unpool=0.9, spams=0.8), of_decoder(unpool=0.95, linear=0.5)
+    for part in ("table", "repeats"):
+        assert {r["method"]: r["mean"] for r in merged(old, new)[part]} == {"unpool": 0.95, "linear": 0.5, "spams": 0.8}
+    assert merged(old, new | {"parameters": {"repeats": 3}})["table"] == new["table"]  # not the same: forgotten
+    assert merged(old, {"title": "pool", "skipped": "no data"})["table"] == old["table"]
+
+
+def test_the_decoders_table_shows_what_was_measured(benchmarks):
+    settings = {"pool": of_decoder(unpool=0.96, total=0.4), "10": {"title": "ten", "skipped": "no data"}}
+    [table, bars] = benchmarks("decoder").tables(settings)
+    assert table["columns"] == ["", "unpool", "cell's total"]
+    assert table["rows"] == [["pool", "0.960 / 0.930", "0.400 / 0.370"], ["ten", "", ""]]
+    assert table["notes"] == ["ten: skipped, no data"]
+    assert len(bars["rows"]) == 2
+
+
+def test_turns_alternate_and_a_failure_keeps_its_row(benchmarks):
+    speed = benchmarks("speed")
+    calls: list[str] = []
+    found = speed.in_turns(
+        {"fast": lambda turn: calls.append(f"a{turn}"), "spams": lambda turn: calls.append(f"b{turn}"), "neighbours": lambda turn: 1 / turn},
+        2,
+    )  # fmt: skip
+    assert calls == ["a0", "b0", "a1", "b1"]
+    assert found["neighbours"] == "ZeroDivisionError: division by zero"
+    rows = speed.paces(found, dict.fromkeys(found, 10))
+    assert [row[-1] for row in rows] == ["", "", "failed: ZeroDivisionError: division by zero"]
+    pairs = {"spams": [speed.Taken(10.0, 20.0)] * 3, "fast": [speed.Taken(x, 1.0) for x in (1.0, 2.0, 100.0)]}
+    assert speed.ratio(pairs, "spams", "fast", least=10)[1:] == ["5.00", "20.00", "at least 10", "missed by 5"]
+    assert speed.ratio(pairs | {"spams": "no such module"}, "spams", "fast", least=10)[-1] == "failed: no such module"
+
+
+@pytest.mark.parametrize("weighty", [False, True])
+def test_products_are_not_inflated(benchmarks, monkeypatch, weighty):
+    speed = benchmarks("speed")
+    cells, pools, genes = speed.TILE, speed.POOLS, speed.GENES
+    shares = np.zeros((4, 3), np.float32)  # cells x components: one carries all, one a little in half of the cells
+    shares[:, 0], shares[:2, 1] = 1.0, speed.WEAK / 100
+    counts = [speed.carrying(shares)]
+    assert [list(n) for n in counts[0]] == [[cells, 0, 0], [0, cells // 2, 0]]
+    done: list[int] = []
+    dot = np.dot
+    monkeypatch.setattr(np, "dot", lambda a, b, out: (done.append(a.size * b.shape[1]), dot(a, b, out=out)))
+    speed.products(counts, 2 * cells, 1, weighty=weighty)
+    turned = 1.5 if weighty else 3
+    assert sum(done) == 2 * (turned * cells * pools**2 + 1.5 * cells * pools * genes)
 
 
 # --- what the solvers' benchmark computes
