@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from unpool.intervals import Calibration
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 
 if TYPE_CHECKING:
-    from unpool.model import Model
+    from unpool.model import Model, Rehearsal, Strengths
 
 __all__ = ["METHODS", "adapt_to", "decode", "learn"]
 
@@ -223,6 +224,12 @@ class Learned:
     cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
     groups: Any = None
     fit: Callable[[NDArray[np.float64]], Model] | None = None
+    extras: bool = True  # whether models keep their extra components
+    strengths: Strengths | None = None  # with which they adapt
+
+    def simplify(self, model: Model) -> Model:
+        """Leave out the extra components that are not wanted."""
+        return model if self.extras else model.plain()
 
 
 def _are_modules(reference: Any, design: Design) -> bool:
@@ -296,8 +303,10 @@ def _calibrate(
         used, count = np.unique(index, return_counts=True)
         keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
         designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
+        fit, strengths = learned.fit, learned.strengths
+        adapt = None if strengths is None else partial(adapt_to, strengths=strengths, n_threads=n_threads)
         held = crossfit(
-            learned.cells, designs, list(count / count.sum()), learned.fit, adapt=adapt_to if record["adapted"] else None,
+            learned.cells, designs, list(count / count.sum()), lambda X: learned.simplify(fit(X)), adapt=adapt,
             groups=learned.groups, sd=sd, rng=rng, n_threads=n_threads,
         )  # fmt: skip
     if held is None:
@@ -315,10 +324,16 @@ def _calibrate(
         record["intervals"] = calibration.record(design.genes)
 
 
-def adapt_to(model: Model, batches: Sequence[tuple[Any, Any, Any]], n_threads: int | None = None) -> Model:
-    """Let the model learn proportions from pools, (D, P, R) of each design."""
-    weights, shares, _ = model._adapted_weights([(*b, np.arange(len(b[0]))) for b in batches], n_threads)
-    return model._reweighted(weights, shares)
+def adapt_to(
+    model: Model,
+    batches: Sequence[tuple[Any, Any, Any]],
+    n_threads: int | None = None,
+    strengths: Strengths | None = None,
+) -> Model:
+    """Let the model learn from pools, (D, P, R) of each design, as much as the strengths allow."""
+    from unpool.model import Strengths
+
+    return model._adapted([(*b, np.arange(len(b[0]))) for b in batches], strengths or Strengths(), n_threads)[0]
 
 
 def _estimated_noise(
@@ -388,29 +403,73 @@ def _prepared(
     learned: Learned, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]],
     adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
 ) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
-    """Leave out extra components that would not help, and adapt the weights to the pooled cells."""
-    from unpool.model import extras_help
-
+    """Leave out extra components that would not help, and adapt to the pooled cells where it pays."""
     record: dict[str, Any] = {}
-    if selection and learned.fit is not None and learned.cells is not None and learned.model.has_extras:
-        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
-        b = min(noise)
-        scores = extras_help(
-            learned.cells, design.matrices[b][by_name], noise[b], learned.fit,
-            groups=learned.groups, rng=rng, n_threads=n_threads,
-        )  # fmt: skip
-        if scores is not None:
-            record["selection"] = {f"held_out_pearson_{k}_extras": v for k, v in scores.items()}
-            if scores["without"] > scores["with"]:
-                fit = learned.fit
-                learned = replace(learned, model=learned.model.plain(), fit=lambda X: fit(X).plain())
-    record["extras"] = learned.model.has_extras
-    if adapt is True or (adapt == "auto" and learned.model.has_extras):
+    b = max(noise, key=lambda b: int((index == b).sum()))
+    rehearsal = _rehearsal(learned, design, b, noise[b], rng, n_threads) if selection else None
+    if rehearsal is not None:
+        scores = {"with": rehearsal.score(lambda model: model), "without": rehearsal.score(lambda model: model.plain())}
+        record["selection"] = {f"held_out_pearson_{k}_extras": v for k, v in scores.items()}
+        if scores["without"] > scores["with"]:
+            learned = replace(learned, model=learned.model.plain(), extras=False)
+    cells = D if (index == b).all() else D[index == b]
+    strengths, chosen = _strengths(learned, rehearsal, cells, adapt, rng)
+    record |= {"extras": learned.model.has_extras, "adapted": strengths is not None} | chosen
+    if strengths is not None:
         batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
-        weights, shares, gained = learned.model._adapted_weights(batches, n_threads)
-        learned = replace(learned, model=learned.model._reweighted(weights, shares))
-        record |= {"adapted": True, "log_density_gained_by_adapting": gained, "member_shares": shares}
-    return learned, {"adapted": False} | record
+        model, found = learned.model._adapted(batches, strengths, n_threads)
+        learned = replace(learned, model=model, strengths=strengths)
+        record |= {"strengths": vars(strengths), "log_density_gained_by_adapting": float(found.gained.mean())}
+        record |= {"member_shares": found.shares} | ({} if found.gains is None else {"gene_gain": found.gains})
+    return learned, record
+
+
+def _strengths(
+    learned: Learned, rehearsal: Rehearsal | None, D: Any, adapt: bool | str, rng: np.random.Generator
+) -> tuple[Strengths | None, dict[str, Any]]:
+    """How strongly to adapt (None: not at all), and why: D are the pools of the rehearsal's design."""
+    from unpool.model import Strengths
+
+    if adapt is False:
+        return None, {"adapted_because": "adapt=False"}
+    if rehearsal is not None and learned.groups is not None:
+        scores = rehearsal.scores(learned.simplify)
+        best = max((s for s in scores if s is not None or adapt == "auto"), key=scores.__getitem__)
+        return best, {
+            "adapted_because": "groups of the reference that were held out are decoded best so",
+            "held_out_pearson_by_strengths": {_told(s): score for s, score in scores.items()},
+        }
+    if adapt is True:
+        return Strengths(), {"adapted_because": "adapt=True"}
+    if rehearsal is not None:
+        shift = rehearsal.shift(D, rng)
+        more = "more" if shift.found else "no more"
+        return Strengths() if shift.found else None, {
+            "adapted_because": f"adapting gains {more} on the pooled cells than on cells of the reference",
+            "shift": vars(shift),
+        }
+    if learned.model.has_extras:
+        return Strengths(), {"adapted_because": "the model has extra components, and no cells are held out"}
+    return None, {"adapted_because": "the model has no extra components, and no cells are held out"}
+
+
+def _rehearsal(
+    learned: Learned, design: Design, b: int, R: NDArray[np.float64], rng: np.random.Generator, n_threads: int | None
+) -> Rehearsal | None:
+    """Reference cells to decode from simulated pools of design b; None where there is nothing to choose, or no cells."""
+    from unpool.model import rehearse
+
+    if learned.fit is None or learned.cells is None or not learned.model.has_extras:
+        return None
+    P = design.matrices[b][np.argsort(np.array(design.genes, dtype=object), kind="stable")]
+    return rehearse(learned.cells, P, R, learned.fit, groups=learned.groups, rng=rng, n_threads=n_threads)
+
+
+def _told(strengths: Strengths | None) -> str:
+    """Strengths in words."""
+    if strengths is None:
+        return "not adapted"
+    return f"prior {strengths.prior:g}, gain_sd {strengths.gain_sd:g}"
 
 
 def _posterior(
