@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from anndata import AnnData
 
 import unpool as up
 from unpool.errors import InputError, UnpoolWarning
-from unpool.model import Model, extras_help
+from unpool.model import Model, Strengths, rehearse
 
 GENES = 16
 
@@ -85,17 +86,17 @@ def test_weights_are_the_maximum_of_the_penalised_likelihood(blood):
         """Of Σ log density + prior Σ old log w, which is the same for all weights at the optimum."""
         ratio = np.where(kept, weights / np.where(kept, old, 1), 0)
         total = r @ ratio
-        prior = _adapt.PRIOR_CELLS * kept.sum()
+        prior = 1.0 * kept.sum()
         return ((r.T @ (1 / total)) / np.where(kept, old, 1) + prior * old / np.where(kept, weights, 1))[kept]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_adapt, "STEPS", 2000)
-        new, gained = _adapt._weights(r, old)
+        new, ratio = _adapt._weights(r, old, 1.0)
     assert new.sum() == pytest.approx(1)
-    assert gained > 0
+    assert np.log(r @ ratio).mean() > 0
     assert np.ptp(gradient(new)) < 1e-3 * gradient(new).mean()
     assert np.ptp(gradient(old)) > 0.05 * gradient(old).mean()
-    few, _ = _adapt._weights(r, old)
+    few, _ = _adapt._weights(r, old, 1.0)
     assert np.abs(few - new).sum() < 0.3 * np.abs(old - new).sum()
 
 
@@ -143,20 +144,174 @@ def test_selection_leaves_out_extras_that_do_not_help(blood):
         weights[: -len(member.pairs), 0] = 1e-9
         return model._reweighted([weights], model.shares)
 
-    scores = extras_help(X, P, R, broken, rng=np.random.default_rng(0))
-    assert scores["without"] > scores["with"] + 0.01
-    sound = extras_help(
-        X, P, R, lambda X: Model._from_array(X, reference.var_names, n_members=1), rng=np.random.default_rng(0)
+    def gain(fit):
+        rehearsal = rehearse(X, P, R, fit, rng=np.random.default_rng(0))
+        return rehearsal.score(lambda m: m) - rehearsal.score(lambda m: m.plain())
+
+    assert gain(broken) < -0.01
+    assert abs(gain(lambda X: Model._from_array(X, reference.var_names, n_members=1))) < 0.01
+    assert rehearse(X[:10], P, R, broken, rng=np.random.default_rng(0)) is None
+
+
+# whether to adapt, and how strongly
+
+
+def test_a_shift_is_found_where_proportions_have_changed_and_only_there():
+    found, always = {"same": [], "other": []}, []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        cells = up.simulate.cell_types(3000, GENES, 5, rng=seed)
+        X, kind = np.asarray(cells.X, dtype=float), cells.obs["cell_type"].cat.codes.to_numpy()
+        design = up.design.balanced(GENES, 8, pools_per_gene=2, rng=seed).equalised(cells[:600].copy())
+        P = design.matrices[0]
+        v = (X @ P).var(axis=0) / 25
+        rehearsal = rehearse(
+            X[:600], P, np.diag(v), lambda X: Model._from_array(X, [str(j) for j in range(GENES)], n_members=1), rng=rng
+        )
+        rest = np.arange(600, 3000)
+        scarce = rest[(kind[rest] != np.bincount(kind).argmax()) | (rng.random(len(rest)) < 0.05)]
+        for name, rows in (("same", rest), ("other", scarce)):
+            mine = rng.choice(rows, 600, replace=False)
+            D = X[mine] @ P + np.sqrt(v) * rng.standard_normal((600, 8))
+            shift = rehearsal.shift(D, rng)
+            found[name].append(shift.found)
+            assert shift.n_cells == 600
+            if name == "same":  # a twin that looks at the pooled cells alone
+                always.append(shift.gained_pooled > 2.5 * shift.standard_error)
+    assert found["same"] == [False] * 4
+    assert sum(found["other"]) >= 3  # seed 1 has types that the pools hardly tell apart
+    assert all(always)
+
+
+def test_decode_adapts_where_it_finds_a_shift(blood):
+    reference, truth, _, pools, v = blood
+    options = {"noise_var": v, "sd": False, "crossfit": False}
+    same, never = (up.decode(pools, reference, adapt=a, **options) for a in ("auto", False))
+    assert not same.uns["unpool"]["adapted"]
+    np.testing.assert_array_equal(same.X, never.X)  # it costs nothing
+    always = up.decode(pools, reference, adapt=True, **options)
+    assert always.uns["unpool"]["adapted"]
+    assert not np.array_equal(always.X, never.X)
+
+    kind = truth.obs["cell_type"].to_numpy()
+    mine = np.flatnonzero(kind == pd.Series(kind).value_counts().index[-1])
+    some, M = pools[mine].copy(), np.asarray(truth.X)[mine]
+    shifted, never = (up.decode(some, reference, adapt=a, **options) for a in ("auto", False))
+    record = shifted.uns["unpool"]
+    assert record["adapted"]
+    assert (
+        record["shift"]["gained_pooled"] > record["shift"]["gained_reference"] + 2.5 * record["shift"]["standard_error"]
     )
-    assert abs(sound["without"] - sound["with"]) < 0.01
-    assert extras_help(X[:10], P, R, broken, rng=np.random.default_rng(0)) is None
+    assert np.mean((shifted.X - M) ** 2) < np.mean((never.X - M) ** 2)
+
+
+def test_rescaled_is_the_mixture_of_rescaled_cells(model):
+    gains = np.exp(np.random.default_rng(0).normal(0, 0.5, GENES))
+    member = model.members[0]
+    rescaled = member.rescaled(gains)
+    np.testing.assert_allclose(rescaled.mean, member.mean * gains)
+    expected = member.covariance() * np.outer(gains, gains)
+    np.testing.assert_allclose(rescaled.covariance(), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(rescaled.variances(), member.variances() * gains**2)
+    broken = replace(rescaled, diagonal=member.diagonal * gains)
+    assert not np.allclose(broken.covariance(), expected)
+
+
+def with_gains(truth, design, gains, v):
+    M = np.asarray(truth.X, dtype=float) * gains
+    D = M @ design.matrices[0] + np.sqrt(v) * np.random.default_rng(1).standard_normal((len(M), len(v)))
+    return M, up.pooled(D, design)
+
+
+def test_gains_of_the_genes_are_learned_from_the_pools(blood):
+    """Most of what unknown gains cost comes back; where there are none, looking for them costs next to nothing."""
+    reference, truth, design, _, v = blood
+    P, lost, regained, inverse, cost = design.matrices[0], 0.0, 0.0, 0.0, 0.0
+    model = Model.from_cells(reference, n_members=2)
+    for seed in range(3):
+        gains = np.exp(0.3 * np.random.default_rng(seed).standard_normal(GENES))
+        M, pools = with_gains(truth, design, gains, v)
+        oracle = Model(model.genes, [m.rescaled(gains) for m in model.members])
+        weights, both = (model.adapt(pools, noise_var=v, gains=g) for g in (False, True))
+        learned = both.members[0].means[:5].sum(axis=0) / model.members[0].means[:5].sum(axis=0)
+        wrong = Model(model.genes, [m.rescaled(learned**-2) for m in both.members])  # a twin: gains the wrong way
+        base, best, got, bad = (score(decoded(m, pools, v, P), M) for m in (weights, oracle, both, wrong))
+        lost, regained, inverse = lost + best - base, regained + got - base, inverse + bad - base
+        assert np.square(np.log(learned / gains)).sum() < 0.7 * np.square(np.log(gains)).sum()
+        M, pools = with_gains(truth, design, np.ones(GENES), v)
+        cost += score(decoded(model, pools, v, P), M) - score(
+            decoded(model.adapt(pools, noise_var=v, gains=True), pools, v, P), M
+        )
+    assert lost > 0.01
+    assert regained > 0.6 * lost
+    assert inverse < 0
+    assert cost / 3 < 0.003
+
+
+def grouped(reference, change):
+    """Three groups, each with its own change: AnnData with obs["donor"]."""
+    X = np.asarray(reference.X, dtype=float).copy()
+    donor = np.arange(len(X)) % 3
+    for k in range(3):
+        X[donor == k] = change(X[donor == k], np.random.default_rng(k))
+    obs = pd.DataFrame({"donor": [f"donor {k}" for k in donor]}, index=reference.obs_names)
+    return AnnData(X, obs=obs, var=reference.var)
+
+
+def test_groups_that_differ_in_gains_ask_for_gains_and_crossfitting_rehearses_them(blood, monkeypatch):
+    reference, truth, design, _, v = blood
+    differ = grouped(reference, lambda X, rng: X * np.exp(0.4 * rng.standard_normal(GENES)))
+    M, pools = with_gains(truth, design, np.exp(0.4 * np.random.default_rng(9).standard_normal(GENES)), v)
+    rehearsed = []
+
+    def spy(*args, adapt, **kwargs):
+        rehearsed.append(adapt)
+
+    monkeypatch.setattr("unpool.model.crossfit", spy)
+    options = {"noise_var": v, "sd": False, "reference_group": "donor"}
+    x = up.decode(pools, differ, **options)
+    record = x.uns["unpool"]
+    assert record["strengths"]["gain_sd"] > 0
+    assert record["gene_gain"].shape == (GENES,)
+    scores = record["held_out_pearson_by_strengths"]
+    assert len(scores) == 5
+    assert max(scores, key=scores.get).endswith("gain_sd 0.1")
+    # what crossfit lets its models do is what was chosen, gains included
+    model = Model.from_cells(differ, n_members=1)
+    adapted = rehearsed[0](model, [(pools.X, design.matrices[0], np.diag(v))])
+    assert not np.allclose(adapted.members[0].means, model.members[0].means)
+    never = up.decode(pools, differ, adapt=False, **options)
+    assert rehearsed[1] is None
+    assert score(x.X, M) > score(never.X, M)
+    forced = up.decode(pools, differ, adapt=True, **options)
+    assert forced.uns["unpool"]["adapted"]
+
+
+def test_strengths_that_mislead_are_not_chosen(blood, monkeypatch):
+    """A twin among the candidates that trusts one member alone and forgets its prior loses; alone, it does harm."""
+    from unpool.model import _select
+
+    reference, _, design, _, v = blood
+    X, P, R = np.asarray(reference.X, dtype=float), design.matrices[0], np.diag(v)
+    rash = Strengths(prior=0.0, trust=1e3)
+    monkeypatch.setattr(_select, "_PRIORS", (rash, Strengths()))
+    rehearsal = rehearse(
+        X, P, R, lambda X: Model._from_array(X, reference.var_names, n_members=2), groups=np.arange(len(X)) % 4,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    scores = rehearsal.scores(lambda m: m)
+    assert scores[rash] < scores[None]
+    assert max(scores, key=scores.get) != rash
 
 
 def test_what_was_chosen_is_recorded(blood):
     reference, _, _, pools, v = blood
     record = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False).uns["unpool"]
     assert set(record["selection"]) == {"held_out_pearson_with_extras", "held_out_pearson_without_extras"}
-    assert record["adapted"] == record["extras"]
+    assert record["adapted"] == (
+        record["shift"]["gained_pooled"] > record["shift"]["gained_reference"] + 2.5 * record["shift"]["standard_error"]
+    )
+    assert "cells of the reference" in record["adapted_because"]
     assert len(record["pool_misfit"]) == 8
     plain = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False, selection=False, adapt=False)
     assert not plain.uns["unpool"]["adapted"]

@@ -11,8 +11,8 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from unpool._learn import adapt_to, learn
 from unpool._validate import choice, dense, generator, integer, intensities
-from unpool.decode import adapt_to, learn
 from unpool.design import Design
 from unpool.errors import InputError
 from unpool.evaluate import pearson

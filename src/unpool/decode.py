@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +11,28 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from unpool._validate import align, annotation, blocks, choice, dense, expression, generator, integer, intensities
+from unpool._learn import (
+    are_modules,
+    crossfitted,
+    estimated_noise,
+    from_modules,
+    in_reference_units,
+    learn,
+    pool_misfit,
+    prepared,
+)
+from unpool._validate import blocks, choice, dense, generator, integer, intensities
 from unpool.design import Design
 from unpool.errors import InputError, NotConvergedWarning, NotIdentifiableError, UnpoolWarning
-from unpool.intervals import Calibration
-from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
+from unpool.measure import NOISE_STAGES, design_noise, recorded_design, recorded_noise
 
 if TYPE_CHECKING:
     from unpool.model import Model
 
-__all__ = ["METHODS", "adapt_to", "decode", "learn"]
+__all__ = ["METHODS", "decode"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
 STRANGE_POOL, STRANGE_CELL, STRANGE_SHARE = 3.0, 10.0, 0.05  # what is worth a warning
-CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
 DOUBLE_DIPPING = (
     "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
     "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
@@ -168,26 +174,26 @@ def decode(
         raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
         seed = generator(rng)
-        if _are_modules(reference, design):
-            reference = _from_modules(reference, D, design, index)
+        if are_modules(reference, design):
+            reference = from_modules(reference, D, design, index)
         learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads, fast)
         used = [int(b) for b in np.unique(index)]
         noise = {} if noise_var is None else {b: design_noise(noise_var, noise_stage, design, b) for b in used}
         gains: dict[str, Any] = {}
         if calibrate is not None:
-            D, noise, gains = _calibrated(learned.model, D, design, index, noise)
+            D, noise, gains = in_reference_units(learned.model, D, design, index, noise)
         stated = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage} | gains
         if noise_var is None:
-            noise = {b: _estimated_noise(learned.model, D, design, index, b, noise_stage) for b in used}
+            noise = {b: estimated_noise(learned.model, D, design, index, b, noise_stage) for b in used}
         stated |= {
             "noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}": R for b, R in noise.items()
         }
-        misfit = _pool_misfit(learned.model, D, design, index, noise)
-        learned, chosen = _prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
+        misfit = pool_misfit(learned.model, D, design, index, noise)
+        learned, chosen = prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads, fast)
         record |= stated | chosen | misfit
         if sd or crossfit:
-            _calibrate(result, record, learned, design, index, seed if crossfit else None, n_threads)
+            crossfitted(result, record, learned, design, index, seed if crossfit else None, n_threads)
     notes = [
         *_unmeasured(design, method),
         *_undetermined(result, design, method),
@@ -215,150 +221,6 @@ def _choose(design: Design, reference: Any) -> str:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """A model of the design's genes in the design's order, and what to learn smaller ones from."""
-
-    model: Model
-    cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
-    groups: Any = None
-    fit: Callable[[NDArray[np.float64]], Model] | None = None
-
-
-def _are_modules(reference: Any, design: Design) -> bool:
-    """Whether a table is genes x modules: its rows are the design's genes and its columns are not."""
-    return (
-        isinstance(reference, pd.DataFrame)
-        and set(design.genes) <= set(map(str, reference.index))
-        and not set(design.genes) & set(map(str, reference.columns))
-    )
-
-
-def _from_modules(table: pd.DataFrame, D: Any, design: Design, index: NDArray[np.intp]) -> Model:
-    """Model of modules at the activity that the mean of the pools asks for."""
-    from unpool.model import Model
-
-    table = table.set_axis([str(gene) for gene in table.index], axis=0)
-    U = table.loc[list(design.genes)].to_numpy(dtype=np.float64)
-    b = int(index[0])
-    pools = float(np.mean([dense(D, rows).sum(axis=1).mean() for rows in blocks(D.shape[0])]))
-    expected = float((design.matrices[b].T @ U).sum(axis=0).mean())
-    return Model.from_modules(table, activity=pools / expected if pools > 0 and expected > 0 else 1.0)
-
-
-def learn(
-    reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
-    n_threads: int | None, fast: bool = False,
-) -> Learned:  # fmt: skip
-    """Learn from the genes in the order of their names, so that the order of a design is only an order."""
-    from unpool.model import Model
-
-    if isinstance(reference, Model):
-        align(design.genes, reference.genes, wanted_by="the design", held_by="the model")
-        if group is not None or (label is not None and reference.labels is None):
-            raise InputError(
-                "the reference is a Model, which holds no cells: pass the cells to use reference_group=, and cells or "
-                "Model.from_cells(cells, label=...) to use reference_label="
-            )
-        return Learned(reference.subset(design.genes))
-    t = expression(reference, what="the reference", layer=layer)
-    genes = sorted(design.genes)
-    columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
-    cells = dense(t.X)[:, columns]
-    labels = None if label is None else annotation(reference, label, what="reference_label")
-    groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
-    if method == "gaussian":
-        model = Model._gaussian(cells, genes, rng=rng)
-        return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
-    model = Model._from_array(cells, genes, label=labels, rng=rng, fast=fast, n_threads=n_threads)
-
-    def fit(X: NDArray[np.float64]) -> Model:
-        return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, fast=fast, n_threads=n_threads)
-
-    return Learned(model.subset(design.genes), cells, groups, fit)
-
-
-def _calibrate(
-    result: AnnData, record: dict[str, Any], learned: Learned, design: Design, index: NDArray[np.intp],
-    rng: np.random.Generator | None, n_threads: int | None,
-) -> None:  # fmt: skip
-    """Scale the sd, and write the table of intervals and the expected accuracy: from reference cells held out in turn.
-
-    Without cells to hold out, intervals are normal.
-    """
-    from unpool.model import crossfit
-
-    held, sd = None, "sd" in result.layers
-    why = "crossfit=False" if rng is None else "a Model holds no cells to hold out"
-    if rng is not None and learned.cells is not None and learned.fit is not None:
-        why = "too few reference cells (or groups) to hold out"
-        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
-        used, count = np.unique(index, return_counts=True)
-        keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
-        designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
-        held = crossfit(
-            learned.cells, designs, list(count / count.sum()), learned.fit, adapt=adapt_to if record["adapted"] else None,
-            groups=learned.groups, sd=sd, rng=rng, n_threads=n_threads,
-        )  # fmt: skip
-    if held is None:
-        calibration = Calibration.normal(design.n_genes, f"normal distribution, not calibrated: {why}")
-    else:
-        own = np.argsort(by_name)
-        what = f"{len(held.truth):,} reference cells held out in {held.n_folds} folds"
-        result.var["expected_pearson"] = held.pearson()[own]
-        if held.sd is not None:
-            ratio = held.sd_ratio()
-            result.layers["sd"] *= ratio[own].astype(np.float32)
-            source = f"{what}{' of whole groups' if learned.groups is not None else ''}"
-            calibration = Calibration.fit(held.truth[:, own], held.mean[:, own], (held.sd * ratio)[:, own], source)
-    if sd:
-        record["intervals"] = calibration.record(design.genes)
-
-
-def adapt_to(model: Model, batches: Sequence[tuple[Any, Any, Any]], n_threads: int | None = None) -> Model:
-    """Let the model learn proportions from pools, (D, P, R) of each design."""
-    weights, shares, _ = model._adapted_weights([(*b, np.arange(len(b[0]))) for b in batches], n_threads)
-    return model._reweighted(weights, shares)
-
-
-def _estimated_noise(
-    model: Model, D: Any, design: Design, index: NDArray[np.intp], b: int, noise_stage: str
-) -> NDArray[np.float64]:
-    """Noise covariance in the pools of one design."""
-    cells, P = D if (index == b).all() else D[index == b], design.matrices[b]
-    return noise_covariance(model.estimate_noise(cells, P, noise_stage=noise_stage), P, noise_stage)
-
-
-def _calibrated(
-    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]], dict[str, Any]]:
-    """Pools and their noise, if it is known, in the units of the reference; and a record of gains and offsets."""
-    pools = dense(D).astype(np.float64)
-    scaled: dict[int, NDArray[np.float64]] = {}
-    record: dict[str, Any] = {}
-    for b in map(int, np.unique(index)):
-        mine, R = index == b, noise.get(b)
-        gain, offset = model.estimate_gains(pools[mine], design.matrices[b], noise_var=R)
-        pools[mine] = (pools[mine] - offset) / gain
-        if R is not None:
-            scaled[b] = R / np.outer(gain, gain)
-        suffix = "" if design.n_designs == 1 else f"_{b}"
-        record |= {f"pool_gain{suffix}": gain, f"pool_offset{suffix}": offset}
-    return pools, scaled, record
-
-
-def _pool_misfit(
-    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
-) -> dict[str, Any]:
-    """Misfit of every pool: how far it is from what the others foretell, in units of what is to be expected."""
-    return {
-        "pool_misfit" if design.n_designs == 1 else f"pool_misfit_{b}": model.pool_misfit(
-            D if (index == b).all() else D[index == b], design.matrices[b], R
-        )
-        for b, R in noise.items()
-    }
-
-
 def _unexplained(result: AnnData, record: dict[str, Any], pooled: AnnData) -> list[str]:
     """Name the pools and cells that the reference does not explain."""
     notes = []
@@ -382,35 +244,6 @@ def _unexplained(result: AnnData, record: dict[str, Any], pooled: AnnData) -> li
                 'reference\'s (calibrate="gain")? Do not trust these cells'
             )
     return notes
-
-
-def _prepared(
-    learned: Learned, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]],
-    adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
-) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
-    """Leave out extra components that would not help, and adapt the weights to the pooled cells."""
-    from unpool.model import extras_help
-
-    record: dict[str, Any] = {}
-    if selection and learned.fit is not None and learned.cells is not None and learned.model.has_extras:
-        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
-        b = min(noise)
-        scores = extras_help(
-            learned.cells, design.matrices[b][by_name], noise[b], learned.fit,
-            groups=learned.groups, rng=rng, n_threads=n_threads,
-        )  # fmt: skip
-        if scores is not None:
-            record["selection"] = {f"held_out_pearson_{k}_extras": v for k, v in scores.items()}
-            if scores["without"] > scores["with"]:
-                fit = learned.fit
-                learned = replace(learned, model=learned.model.plain(), fit=lambda X: fit(X).plain())
-    record["extras"] = learned.model.has_extras
-    if adapt is True or (adapt == "auto" and learned.model.has_extras):
-        batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
-        weights, shares, gained = learned.model._adapted_weights(batches, n_threads)
-        learned = replace(learned, model=learned.model._reweighted(weights, shares))
-        record |= {"adapted": True, "log_density_gained_by_adapting": gained, "member_shares": shares}
-    return learned, {"adapted": False} | record
 
 
 def _posterior(

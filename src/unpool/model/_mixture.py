@@ -212,6 +212,16 @@ class Mixture:
         )
         return replace(self, weights=weights, size_shares=shares)
 
+    def rescaled(self, gains: Array) -> Mixture:
+        """The mixture of the same cells with every gene multiplied by its gain."""
+        return replace(
+            self,
+            means=self.means * gains,
+            factors=self.factors * gains,
+            diagonal=self.diagonal * np.square(gains),
+            scale=self.scale * gains,
+        )
+
     def draw(self, n: int, nu: float, rng: np.random.Generator) -> Array:
         """Draw n cells (may be negative): cells x genes."""
         weights = self.joint_weights.ravel() / self.joint_weights.sum()

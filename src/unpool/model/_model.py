@@ -19,8 +19,8 @@ from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads, one_thread
 from unpool.kernels.mixture import DROPPED
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
+from unpool.model._adapt import GAIN_SD, Adapted, Strengths, adapted
 from unpool.model._adapt import SAMPLE as ADAPT_SAMPLE
-from unpool.model._adapt import adapted_weights
 from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._gain import estimate_gains
@@ -388,8 +388,9 @@ class Model:
             return foretold_misfit(self.plain().members[:1], self.nu, sample, P, noise_covariance(noise_cov, P, "pool"))
 
     def adapt(
-        self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", n_threads: int | None = None
-    ) -> Model:
+        self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", gains: bool = False,
+        n_threads: int | None = None,
+    ) -> Model:  # fmt: skip
         """The model with weights learned from pooled cells, whose types may come in other proportions.
 
         Parameters
@@ -399,12 +400,16 @@ class Model:
             looked at, evenly strided.
         noise_var, noise_stage
             As in `posterior`; "recorded" is what `measure` wrote.
+        gains
+            Whether genes may also have other gains than in the reference (another staining, another chemistry): one number
+            a gene, near one unless the pools say otherwise. The model then speaks in the units of the pooled cells. It pays
+            where the pools determine gains, many cells of several types, and costs a little where they are one.
 
         Notes
         -----
         EM of the weights of all components and sizes with a Dirichlet prior at their old values (as many pseudo-cells as
-        components); means and covariances stay. Members are weighted by exp(3 * mean log density of a cell). On cells of the
-        reference's own population it costs next to nothing, so that `decode` adapts unless told otherwise.
+        components); means and covariances stay, but for the gains. Members are weighted by exp(3 * mean log density of a
+        cell). On cells of the reference's own population weights cost next to nothing.
         """
         design, index = recorded_design(pooled)
         model = self.subset(design.genes)
@@ -419,16 +424,17 @@ class Model:
             else:
                 R = design_noise(noise_var, noise_stage, design, int(b))
             batches.append((D, P, R, mine))
-        weights, shares, _ = model._adapted_weights(batches, n_threads)
-        return self._reweighted(weights, shares)
+        strengths = Strengths(gain_sd=GAIN_SD if gains else 0.0)
+        return model._adapted(batches, strengths, n_threads)[0]
 
-    def _adapted_weights(
-        self, batches: Sequence[tuple[Any, Array, Array, NDArray[np.intp]]], n_threads: int | None = None
-    ) -> tuple[list[Array], Array, float]:
-        """Adapt to (D, P, R, rows of D) of every design: weights, shares, mean log density gained a cell."""
+    def _adapted(
+        self, batches: Sequence[tuple[Any, Array, Array, NDArray[np.intp]]], strengths: Strengths, n_threads: int | None = None
+    ) -> tuple[Model, Adapted]:  # fmt: skip
+        """Adapt to (D, P, R, rows of D) of every design: the model, and what was learned."""
         stride = -(-sum(len(rows) for *_, rows in batches) // ADAPT_SAMPLE)
         sample = [(dense(D, rows[::stride]), P, R) for D, P, R, rows in batches]
-        return adapted_weights(self.members, self.shares, self.nu, sample, n_threads=n_threads)
+        learned = adapted(self.members, self.shares, self.nu, sample, strengths, n_threads=n_threads)
+        return Model(self.genes, learned.members, nu=self.nu, shares=learned.shares, labels=self.labels), learned
 
     def _reweighted(self, weights: Sequence[Array], shares: Array) -> Model:
         """The same components with other weights (components x sizes of every member), and other shares."""

@@ -1,0 +1,268 @@
+"""Learn from a reference, prepare for the pooled cells, and hold cells out to say how well: decoding with a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from unpool._validate import align, annotation, blocks, dense, expression
+from unpool.design import Design
+from unpool.errors import InputError
+from unpool.intervals import Calibration
+from unpool.measure import noise_covariance
+
+if TYPE_CHECKING:
+    from unpool.model import Model, Rehearsal, Strengths
+
+__all__ = [
+    "Learned",
+    "adapt_to",
+    "are_modules",
+    "crossfitted",
+    "estimated_noise",
+    "from_modules",
+    "in_reference_units",
+    "learn",
+    "pool_misfit",
+    "prepared",
+]
+
+CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A model of the design's genes in the design's order, and what to learn smaller ones from."""
+
+    model: Model
+    cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
+    groups: Any = None
+    fit: Callable[[NDArray[np.float64]], Model] | None = None
+    extras: bool = True  # whether models keep their extra components
+    strengths: Strengths | None = None  # with which they adapt
+
+    def simplify(self, model: Model) -> Model:
+        """Leave out the extra components that are not wanted."""
+        return model if self.extras else model.plain()
+
+
+def are_modules(reference: Any, design: Design) -> bool:
+    """Whether a table is genes x modules: its rows are the design's genes and its columns are not."""
+    return (
+        isinstance(reference, pd.DataFrame)
+        and set(design.genes) <= set(map(str, reference.index))
+        and not set(design.genes) & set(map(str, reference.columns))
+    )
+
+
+def from_modules(table: pd.DataFrame, D: Any, design: Design, index: NDArray[np.intp]) -> Model:
+    """Model of modules at the activity that the mean of the pools asks for."""
+    from unpool.model import Model
+
+    table = table.set_axis([str(gene) for gene in table.index], axis=0)
+    U = table.loc[list(design.genes)].to_numpy(dtype=np.float64)
+    b = int(index[0])
+    pools = float(np.mean([dense(D, rows).sum(axis=1).mean() for rows in blocks(D.shape[0])]))
+    expected = float((design.matrices[b].T @ U).sum(axis=0).mean())
+    return Model.from_modules(table, activity=pools / expected if pools > 0 and expected > 0 else 1.0)
+
+
+def learn(
+    reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
+    n_threads: int | None, fast: bool = False,
+) -> Learned:  # fmt: skip
+    """Learn from the genes in the order of their names, so that the order of a design is only an order."""
+    from unpool.model import Model
+
+    if isinstance(reference, Model):
+        align(design.genes, reference.genes, wanted_by="the design", held_by="the model")
+        if group is not None or (label is not None and reference.labels is None):
+            raise InputError(
+                "the reference is a Model, which holds no cells: pass the cells to use reference_group=, and cells or "
+                "Model.from_cells(cells, label=...) to use reference_label="
+            )
+        return Learned(reference.subset(design.genes))
+    t = expression(reference, what="the reference", layer=layer)
+    genes = sorted(design.genes)
+    columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
+    cells = dense(t.X)[:, columns]
+    labels = None if label is None else annotation(reference, label, what="reference_label")
+    groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
+    if method == "gaussian":
+        model = Model._gaussian(cells, genes, rng=rng)
+        return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))
+    model = Model._from_array(cells, genes, label=labels, rng=rng, fast=fast, n_threads=n_threads)
+
+    def fit(X: NDArray[np.float64]) -> Model:
+        return Model._from_array(X, genes, rng=rng, n_members=CROSSFIT_MEMBERS, fast=fast, n_threads=n_threads)
+
+    return Learned(model.subset(design.genes), cells, groups, fit)
+
+
+def estimated_noise(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], b: int, noise_stage: str
+) -> NDArray[np.float64]:
+    """Noise covariance in the pools of one design."""
+    cells, P = D if (index == b).all() else D[index == b], design.matrices[b]
+    return noise_covariance(model.estimate_noise(cells, P, noise_stage=noise_stage), P, noise_stage)
+
+
+def in_reference_units(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]], dict[str, Any]]:
+    """Pools and their noise, if it is known, in the units of the reference; and a record of gains and offsets."""
+    pools = dense(D).astype(np.float64)
+    scaled: dict[int, NDArray[np.float64]] = {}
+    record: dict[str, Any] = {}
+    for b in map(int, np.unique(index)):
+        mine, R = index == b, noise.get(b)
+        gain, offset = model.estimate_gains(pools[mine], design.matrices[b], noise_var=R)
+        pools[mine] = (pools[mine] - offset) / gain
+        if R is not None:
+            scaled[b] = R / np.outer(gain, gain)
+        suffix = "" if design.n_designs == 1 else f"_{b}"
+        record |= {f"pool_gain{suffix}": gain, f"pool_offset{suffix}": offset}
+    return pools, scaled, record
+
+
+def pool_misfit(
+    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
+) -> dict[str, Any]:
+    """Misfit of every pool: how far it is from what the others foretell, in units of what is to be expected."""
+    return {
+        "pool_misfit" if design.n_designs == 1 else f"pool_misfit_{b}": model.pool_misfit(
+            D if (index == b).all() else D[index == b], design.matrices[b], R
+        )
+        for b, R in noise.items()
+    }
+
+
+def prepared(
+    learned: Learned, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]],
+    adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
+) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
+    """Leave out extra components that would not help, and adapt to the pooled cells where it pays."""
+    record: dict[str, Any] = {}
+    b = max(noise, key=lambda b: int((index == b).sum()))
+    rehearsal = _rehearsal(learned, design, b, noise[b], rng, n_threads) if selection else None
+    if rehearsal is not None:
+        scores = {"with": rehearsal.score(lambda model: model), "without": rehearsal.score(lambda model: model.plain())}
+        record["selection"] = {f"held_out_pearson_{k}_extras": v for k, v in scores.items()}
+        if scores["without"] > scores["with"]:
+            learned = replace(learned, model=learned.model.plain(), extras=False)
+    cells = D if (index == b).all() else D[index == b]
+    strengths, chosen = _strengths(learned, rehearsal, cells, adapt, rng)
+    record |= {"extras": learned.model.has_extras, "adapted": strengths is not None} | chosen
+    if strengths is not None:
+        batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
+        model, found = learned.model._adapted(batches, strengths, n_threads)
+        learned = replace(learned, model=model, strengths=strengths)
+        record |= {"strengths": vars(strengths), "log_density_gained_by_adapting": float(found.gained.mean())}
+        record |= {"member_shares": found.shares} | ({} if found.gains is None else {"gene_gain": found.gains})
+    return learned, record
+
+
+def _rehearsal(
+    learned: Learned, design: Design, b: int, R: NDArray[np.float64], rng: np.random.Generator, n_threads: int | None
+) -> Rehearsal | None:
+    """Reference cells to decode from simulated pools of design b; None where there is nothing to choose, or no cells."""
+    from unpool.model import rehearse
+
+    if learned.fit is None or learned.cells is None or not learned.model.has_extras:
+        return None
+    P = design.matrices[b][np.argsort(np.array(design.genes, dtype=object), kind="stable")]
+    return rehearse(learned.cells, P, R, learned.fit, groups=learned.groups, rng=rng, n_threads=n_threads)
+
+
+def _strengths(
+    learned: Learned, rehearsal: Rehearsal | None, D: Any, adapt: bool | str, rng: np.random.Generator
+) -> tuple[Strengths | None, dict[str, Any]]:
+    """How strongly to adapt (None: not at all), and why: D are the pools of the rehearsal's design."""
+    from unpool.model import Strengths
+
+    if adapt is False:
+        return None, {"adapted_because": "adapt=False"}
+    if rehearsal is not None and learned.groups is not None:
+        scores = rehearsal.scores(learned.simplify)
+        best = max((s for s in scores if s is not None or adapt == "auto"), key=scores.__getitem__)
+        return best, {
+            "adapted_because": "groups of the reference that were held out are decoded best so",
+            "held_out_pearson_by_strengths": {_told(s): score for s, score in scores.items()},
+        }
+    if adapt is True:
+        return Strengths(), {"adapted_because": "adapt=True"}
+    if rehearsal is not None:
+        shift = rehearsal.shift(D, rng)
+        more = "more" if shift.found else "no more"
+        return Strengths() if shift.found else None, {
+            "adapted_because": f"adapting gains {more} on the pooled cells than on cells of the reference",
+            "shift": vars(shift),
+        }
+    if learned.model.has_extras:
+        return Strengths(), {"adapted_because": "the model has extra components, and no cells are held out"}
+    return None, {"adapted_because": "the model has no extra components, and no cells are held out"}
+
+
+def _told(strengths: Strengths | None) -> str:
+    """Strengths in words."""
+    if strengths is None:
+        return "not adapted"
+    return f"prior {strengths.prior:g}, gain_sd {strengths.gain_sd:g}"
+
+
+def adapt_to(
+    model: Model,
+    batches: Sequence[tuple[Any, Any, Any]],
+    n_threads: int | None = None,
+    strengths: Strengths | None = None,
+) -> Model:
+    """Let the model learn from pools, (D, P, R) of each design, as much as the strengths allow."""
+    from unpool.model import Strengths
+
+    return model._adapted([(*b, np.arange(len(b[0]))) for b in batches], strengths or Strengths(), n_threads)[0]
+
+
+def crossfitted(
+    result: AnnData, record: dict[str, Any], learned: Learned, design: Design, index: NDArray[np.intp],
+    rng: np.random.Generator | None, n_threads: int | None,
+) -> None:  # fmt: skip
+    """Scale the sd, and write the table of intervals and the expected accuracy: from reference cells held out in turn.
+
+    Without cells to hold out, intervals are normal.
+    """
+    from unpool.model import crossfit
+
+    held, sd = None, "sd" in result.layers
+    why = "crossfit=False" if rng is None else "a Model holds no cells to hold out"
+    if rng is not None and learned.cells is not None and learned.fit is not None:
+        why = "too few reference cells (or groups) to hold out"
+        by_name = np.argsort(np.array(design.genes, dtype=object), kind="stable")
+        used, count = np.unique(index, return_counts=True)
+        keys = ["noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}" for b in used]
+        designs = [(design.matrices[b][by_name], record[key]) for b, key in zip(used, keys, strict=True)]
+        fit, strengths = learned.fit, learned.strengths
+        adapt = None if strengths is None else partial(adapt_to, strengths=strengths, n_threads=n_threads)
+        held = crossfit(
+            learned.cells, designs, list(count / count.sum()), lambda X: learned.simplify(fit(X)), adapt=adapt,
+            groups=learned.groups, sd=sd, rng=rng, n_threads=n_threads,
+        )  # fmt: skip
+    if held is None:
+        calibration = Calibration.normal(design.n_genes, f"normal distribution, not calibrated: {why}")
+    else:
+        own = np.argsort(by_name)
+        what = f"{len(held.truth):,} reference cells held out in {held.n_folds} folds"
+        result.var["expected_pearson"] = held.pearson()[own]
+        if held.sd is not None:
+            ratio = held.sd_ratio()
+            result.layers["sd"] *= ratio[own].astype(np.float32)
+            source = f"{what}{' of whole groups' if learned.groups is not None else ''}"
+            calibration = Calibration.fit(held.truth[:, own], held.mean[:, own], (held.sd * ratio)[:, own], source)
+    if sd:
+        record["intervals"] = calibration.record(design.genes)
