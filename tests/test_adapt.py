@@ -11,6 +11,7 @@ import pytest
 from anndata import AnnData
 
 import unpool as up
+from unpool import _learn
 from unpool.errors import InputError, UnpoolWarning
 from unpool.model import Model, Strengths, rehearse
 
@@ -151,6 +152,21 @@ def test_selection_leaves_out_extras_that_do_not_help(blood):
     assert gain(broken) < -0.01
     assert abs(gain(lambda X: Model._from_array(X, reference.var_names, n_members=1))) < 0.01
     assert rehearse(X[:10], P, R, broken, rng=np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize("nu", [3.0, np.inf])
+def test_selection_takes_the_tails_that_the_cells_have(nu):
+    """Cells drawn from components with heavy tails, or with none, and no noise to blur them."""
+    source = Model.from_cells(up.simulate.cell_types(400, GENES, 5, rng=0), n_members=1).plain().with_tails(nu)
+    X = source.sample(1500, rng=0)
+    P = up.design.balanced(GENES, 8, pools_per_gene=2, rng=0).matrices[0]
+    rehearsal = rehearse(
+        X, P, 1e-3 * np.diag((X @ P).var(axis=0)), lambda _: source.with_tails(5.0), rng=np.random.default_rng(0)
+    )
+    learned = _learn.Learned(source.with_tails(5.0), X, extras=False)
+    best, scores = _learn._selected(learned, rehearsal)
+    assert best.model.nu == best.shaped(source.with_tails(5.0)).nu == (30.0 if np.isinf(nu) else 5.0)
+    assert len(scores) == 3
 
 
 # whether to adapt, and how strongly
@@ -307,7 +323,11 @@ def test_strengths_that_mislead_are_not_chosen(blood, monkeypatch):
 def test_what_was_chosen_is_recorded(blood):
     reference, _, _, pools, v = blood
     record = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False).uns["unpool"]
-    assert set(record["selection"]) == {"held_out_pearson_with_extras", "held_out_pearson_without_extras"}
+    chosen = {k.removeprefix("held_out_pearson_"): v for k, v in record["selection"].items()}
+    light = chosen.pop("with_light_tails")
+    assert set(chosen) == {"with_extras", "without_extras"}
+    assert record["extras"] == (chosen["with_extras"] >= chosen["without_extras"])
+    assert record["nu"] == (30.0 if light > max(chosen.values()) else 5.0)
     assert record["adapted"] == (
         record["shift"]["gained_pooled"] > record["shift"]["gained_reference"] + 2.5 * record["shift"]["standard_error"]
     )

@@ -218,10 +218,13 @@ def test_noise_before_pooling(small):
     assert not close(x.X, wrong.X, 1e-3)
 
 
-def test_a_model_is_a_reference(small, decoded):
+def test_a_model_is_a_reference(small):
+    """A model holds no cells to choose by: the same as cells without choices."""
     model = up.Model.from_cells(small.reference, rng=0)
     x = up.decode(small.pools, model, noise_var="recorded")
-    assert close(decoded.X, x.X, 1e-5)
+    settings = {"noise_var": "recorded", "sd": False, "crossfit": False}
+    assert close(up.decode(small.pools, small.reference, selection=False, **settings).X, x.X, 1e-5)
+    assert not close(up.decode(small.pools, small.reference, selection=False, adapt=False, **settings).X, x.X, 1e-5)
 
 
 def test_gaussian_is_the_linear_answer(small):

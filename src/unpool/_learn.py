@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
+LIGHT_TAILS = 30.0  # degrees of freedom that noise often asks for: it blurs tails
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,13 @@ class Learned:
     groups: Any = None
     fit: Callable[[NDArray[np.float64]], Model] | None = None
     extras: bool = True  # whether models keep their extra components
+    nu: float | None = None  # degrees of freedom of their components; None: the model's own
     strengths: Strengths | None = None  # with which they adapt
 
-    def simplify(self, model: Model) -> Model:
-        """Leave out the extra components that are not wanted."""
-        return model if self.extras else model.plain()
+    def shaped(self, model: Model) -> Model:
+        """The model with the extra components and the tails that were chosen."""
+        model = model if self.extras else model.plain()
+        return model if self.nu is None else model.with_tails(self.nu)
 
 
 def are_modules(reference: Any, design: Design) -> bool:
@@ -148,18 +151,15 @@ def prepared(
     learned: Learned, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]],
     adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
 ) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
-    """Leave out extra components that would not help, and adapt to the pooled cells where it pays."""
+    """Leave out extra components and heavy tails that would not help, and adapt to the pooled cells where it pays."""
     record: dict[str, Any] = {}
     b = max(noise, key=lambda b: int((index == b).sum()))
     rehearsal = _rehearsal(learned, design, b, noise[b], rng, n_threads) if selection else None
     if rehearsal is not None:
-        scores = {"with": rehearsal.score(lambda model: model), "without": rehearsal.score(lambda model: model.plain())}
-        record["selection"] = {f"held_out_pearson_{k}_extras": v for k, v in scores.items()}
-        if scores["without"] > scores["with"]:
-            learned = replace(learned, model=learned.model.plain(), extras=False)
+        learned, record["selection"] = _selected(learned, rehearsal)
     cells = D if (index == b).all() else D[index == b]
     strengths, chosen = _strengths(learned, rehearsal, cells, adapt, rng)
-    record |= {"extras": learned.model.has_extras, "adapted": strengths is not None} | chosen
+    record |= {"extras": learned.model.has_extras, "nu": learned.model.nu, "adapted": strengths is not None} | chosen
     if strengths is not None:
         batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
         model, found = learned.model._adapted(batches, strengths, n_threads)
@@ -167,6 +167,19 @@ def prepared(
         record |= {"strengths": vars(strengths), "log_density_gained_by_adapting": float(found.gained.mean())}
         record |= {"member_shares": found.shares} | ({} if found.gains is None else {"gene_gain": found.gains})
     return learned, record
+
+
+def _selected(learned: Learned, rehearsal: Rehearsal) -> tuple[Learned, dict[str, float]]:
+    """Extra components or none, then heavy tails or light ones: what decodes held-out cells of the reference best."""
+    best, plain = learned, replace(learned, extras=False)
+    scores = {"with_extras": rehearsal.score(learned.shaped), "without_extras": rehearsal.score(plain.shaped)}
+    if scores["without_extras"] > scores["with_extras"]:
+        best = plain
+    light = replace(best, nu=LIGHT_TAILS)
+    scores["with_light_tails"] = rehearsal.score(light.shaped)
+    if scores["with_light_tails"] > max(scores["with_extras"], scores["without_extras"]):
+        best = light
+    return replace(best, model=best.shaped(best.model)), {f"held_out_pearson_{k}": v for k, v in scores.items()}
 
 
 def _rehearsal(
@@ -190,7 +203,7 @@ def _strengths(
     if adapt is False:
         return None, {"adapted_because": "adapt=False"}
     if rehearsal is not None and learned.groups is not None:
-        scores = rehearsal.scores(learned.simplify)
+        scores = rehearsal.scores(learned.shaped)
         best = max((s for s in scores if s is not None or adapt == "auto"), key=scores.__getitem__)
         return best, {
             "adapted_because": "groups of the reference that were held out are decoded best so",
@@ -250,7 +263,7 @@ def crossfitted(
         fit, strengths = learned.fit, learned.strengths
         adapt = None if strengths is None else partial(adapt_to, strengths=strengths, n_threads=n_threads)
         held = crossfit(
-            learned.cells, designs, list(count / count.sum()), lambda X: learned.simplify(fit(X)), adapt=adapt,
+            learned.cells, designs, list(count / count.sum()), lambda X: learned.shaped(fit(X)), adapt=adapt,
             groups=learned.groups, sd=sd, rng=rng, n_threads=n_threads,
         )  # fmt: skip
     if held is None:

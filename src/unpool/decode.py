@@ -90,8 +90,9 @@ def decode(
         most 5,000 of them, see `Model.adapt`). "auto": where the model has the extra components that make it pay, which
         costs nothing that can be seen where nothing has shifted.
     selection
-        Whether to measure held-out reference cells in simulation, with this design and noise, and leave out the extra
-        components (other sizes of each cluster, pairs of types) where they would not help. False: keep them.
+        Whether to measure held-out reference cells in simulation, with this design and noise, and choose what decodes them
+        best: with or without the extra components (other sizes of each cluster, pairs of types), then heavy or light tails
+        of the components. False: extra components and heavy tails.
     calibrate
         "gain": estimate a gain and an offset for every pool first, for pools in other units than the reference's. It takes
         the pooled cells for cells like the reference's. A given noise_var is in the units of the pools.

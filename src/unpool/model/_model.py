@@ -449,6 +449,10 @@ class Model:
             labels = Labels(labels.names, tuple(own))
         return Model(self.genes, [m.plain() for m in self.members], nu=self.nu, shares=self.shares, labels=labels)
 
+    def with_tails(self, nu: float) -> Model:
+        """The model with other degrees of freedom: small ones for heavy tails, infinity for none."""
+        return Model(self.genes, self.members, nu=nu, shares=self.shares, labels=self.labels)
+
     def subset(self, genes: Sequence[str]) -> Model:
         """Marginal model on some genes, by name, in the given order."""
         wanted = names(genes, "gene")

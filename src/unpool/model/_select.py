@@ -86,12 +86,12 @@ class Rehearsal:
     folds: list[Fold]
     n_threads: int | None = None
 
-    def score(self, simplify: Callable[[Model], Model], strengths: Strengths | None = None) -> float:
+    def score(self, shaped: Callable[[Model], Model], strengths: Strengths | None = None) -> float:
         """Mean per-gene Pearson (within groups, if they were given) of at most 1,500 cells.
 
         Parameters
         ----------
-        simplify
+        shaped
             What is done to each fold's model first.
         strengths
             With which it then adapts to all of the fold's pools; None: not at all.
@@ -99,7 +99,7 @@ class Rehearsal:
         stride = -(-sum(len(f.D) for f in self.folds) // _MOST_HELD)
         held = []
         for f in self.folds:
-            model = simplify(f.model)
+            model = shaped(f.model)
             if strengths is not None:
                 model, _ = model._adapted([(f.D, self.P, self.R, np.arange(len(f.D)))], strengths, self.n_threads)
             answer = model.posterior(f.D[::stride], self.P, noise_var=self.R, sd=False, n_threads=self.n_threads)
@@ -109,14 +109,14 @@ class Rehearsal:
         groups = np.concatenate(group) if group else None
         return float(HeldOut(truth, np.concatenate(held), None, groups, len(self.folds)).pearson().mean())
 
-    def scores(self, simplify: Callable[[Model], Model]) -> dict[Strengths | None, float]:
+    def scores(self, shaped: Callable[[Model], Model]) -> dict[Strengths | None, float]:
         """Scores without adaptation (None), with a few priors, and with the best of these and gains.
 
         Meant for groups: cells of the reference's own population have nothing to adapt to.
         """
-        scores: dict[Strengths | None, float] = {s: self.score(simplify, s) for s in (None, *_PRIORS)}
+        scores: dict[Strengths | None, float] = {s: self.score(shaped, s) for s in (None, *_PRIORS)}
         with_gains = replace(max(_PRIORS, key=scores.__getitem__), gain_sd=GAIN_SD)
-        return scores | {with_gains: self.score(simplify, with_gains)}
+        return scores | {with_gains: self.score(shaped, with_gains)}
 
     def shift(self, D: Any, rng: np.random.Generator) -> Shift:
         """Compare what adapting gains on pooled cells D (cells x pools, of the same design) and on held-out cells.
