@@ -108,7 +108,7 @@ def decode(
         obsm["unpool_label_probability"] to the answer.
     reference_group
         Column of the reference's obs (or one value a cell), e.g. "donor": whole groups are held out in turn, so that
-        intervals and expected accuracies are those of a new group.
+        intervals and expected accuracies are those of a new group, and adaptation is as strong as helps such a group.
     layer
         Layer of the reference to use instead of X.
     rng
