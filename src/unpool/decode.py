@@ -87,8 +87,13 @@ def decode(
         Whether to return the posterior standard deviation, layers["sd"].
     adapt
         Whether the pooled cells may teach the model in which proportions types, sizes and mixtures of types come (EM on at
-        most 5,000 of them, see `Model.adapt`). "auto": where the model has the extra components that make it pay, which
-        costs nothing that can be seen where nothing has shifted.
+        most 5,000 of them, see `Model.adapt`). "auto": where they are another population than the reference, which is so
+        where adapting gains more log density on them than on reference cells that were held out and measured in
+        simulation (uns["unpool"]["shift"]). With reference_group, groups of the reference are held out and adapted to
+        with several strengths, also with gains of the genes, and the best is used: the pooled cells are taken for one
+        more such group. Without cells to hold out (a Model as reference, selection=False), where the model has extra
+        components. True may be worth a little more than "auto" where the reference holds a few hundred cells and the
+        pools thousands: these know better how frequent sizes and mixtures are.
     selection
         Whether to measure held-out reference cells in simulation, with this design and noise, and leave out the extra
         components (other sizes of each cluster, pairs of types) where they would not help. False: keep them.
