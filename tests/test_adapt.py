@@ -185,17 +185,18 @@ def test_a_shift_is_found_where_proportions_have_changed_and_only_there():
             X[:600], P, np.diag(v), lambda X: Model._from_array(X, [str(j) for j in range(GENES)], n_members=1), rng=rng
         )
         rest = np.arange(600, 3000)
-        scarce = rest[(kind[rest] != np.bincount(kind).argmax()) | (rng.random(len(rest)) < 0.05)]
+        common = np.argsort(np.bincount(kind))[-2:]  # they become rare
+        scarce = rest[~np.isin(kind[rest], common) | (rng.random(len(rest)) < 0.05)]
         for name, rows in (("same", rest), ("other", scarce)):
             mine = rng.choice(rows, 600, replace=False)
             D = X[mine] @ P + np.sqrt(v) * rng.standard_normal((600, 8))
-            shift = rehearsal.shift(D, rng)
+            shift = rehearsal.shift(D)
             found[name].append(shift.found)
             assert shift.n_cells == 600
             if name == "same":  # a twin that looks at the pooled cells alone
                 always.append(shift.gained_pooled > 2.5 * shift.standard_error)
     assert found["same"] == [False] * 4
-    assert sum(found["other"]) >= 3  # seed 1 has types that the pools hardly tell apart
+    assert found["other"] == [True] * 4
     assert all(always)
 
 

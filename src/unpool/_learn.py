@@ -158,7 +158,7 @@ def prepared(
     if rehearsal is not None:
         learned, record["selection"] = _selected(learned, rehearsal)
     cells = D if (index == b).all() else D[index == b]
-    strengths, chosen = _strengths(learned, rehearsal, cells, adapt, rng)
+    strengths, chosen = _strengths(learned, rehearsal, cells, adapt)
     record |= {"extras": learned.model.has_extras, "nu": learned.model.nu, "adapted": strengths is not None} | chosen
     if strengths is not None:
         batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
@@ -195,7 +195,7 @@ def _rehearsal(
 
 
 def _strengths(
-    learned: Learned, rehearsal: Rehearsal | None, D: Any, adapt: bool | str, rng: np.random.Generator
+    learned: Learned, rehearsal: Rehearsal | None, D: Any, adapt: bool | str
 ) -> tuple[Strengths | None, dict[str, Any]]:
     """How strongly to adapt (None: not at all), and why: D are the pools of the rehearsal's design."""
     from unpool.model import Strengths
@@ -212,7 +212,7 @@ def _strengths(
     if adapt is True:
         return Strengths(), {"adapted_because": "adapt=True"}
     if rehearsal is not None:
-        shift = rehearsal.shift(D, rng)
+        shift = rehearsal.shift(D)
         more = "more" if shift.found else "no more"
         return Strengths() if shift.found else None, {
             "adapted_because": f"adapting gains {more} on the pooled cells than on cells of the reference",

@@ -87,8 +87,13 @@ def decode(
         Whether to return the posterior standard deviation, layers["sd"].
     adapt
         Whether the pooled cells may teach the model in which proportions types, sizes and mixtures of types come (EM on at
-        most 5,000 of them, see `Model.adapt`). "auto": where the model has the extra components that make it pay, which
-        costs nothing that can be seen where nothing has shifted.
+        most 5,000 of them, see `Model.adapt`). "auto": where they are another population than the reference, which is so
+        where adapting gains more log density on them than on reference cells that were held out and measured in
+        simulation (uns["unpool"]["shift"]). With reference_group, groups of the reference are held out and adapted to
+        with several strengths, also with gains of the genes, and the best is used: the pooled cells are taken for one
+        more such group. Without cells to hold out (a Model as reference, selection=False), where the model has extra
+        components. True may be worth a little more than "auto" where the reference holds a few hundred cells and the
+        pools thousands: these know better how frequent sizes and mixtures are.
     selection
         Whether to measure held-out reference cells in simulation, with this design and noise, and choose what decodes them
         best: with or without the extra components (other sizes of each cluster, pairs of types), then heavy or light tails
@@ -109,7 +114,7 @@ def decode(
         obsm["unpool_label_probability"] to the answer.
     reference_group
         Column of the reference's obs (or one value a cell), e.g. "donor": whole groups are held out in turn, so that
-        intervals and expected accuracies are those of a new group.
+        intervals and expected accuracies are those of a new group, and adaptation is as strong as helps such a group.
     layer
         Layer of the reference to use instead of X.
     rng

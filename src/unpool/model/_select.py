@@ -118,19 +118,20 @@ class Rehearsal:
         with_gains = replace(max(_PRIORS, key=scores.__getitem__), gain_sd=GAIN_SD)
         return scores | {with_gains: self.score(shaped, with_gains)}
 
-    def shift(self, D: Any, rng: np.random.Generator) -> Shift:
+    def shift(self, D: Any) -> Shift:
         """Compare what adapting gains on pooled cells D (cells x pools, of the same design) and on held-out cells.
 
         The same models adapt to as many cells of either kind, because fewer cells are easier to fit; without their extra
         components, whose weights the reference does not know well, so that adapting gains on any cells.
         """
-        order, used = rng.permutation(D.shape[0]), 0
         taught: dict[str, list[Adapted]] = {"pooled": [], "reference": []}
-        for fold in self.folds:
-            n = min(len(fold.D), len(order))
-            rows = np.sort(np.take(order, np.arange(used, used + n), mode="wrap"))
-            held = np.sort(rng.choice(len(fold.D), n, replace=False))
-            used += n
+        N = D.shape[0]
+        for k, fold in enumerate(self.folds):
+            n = min(len(fold.D), N)
+            rows = ((np.arange(n) + k / len(self.folds)) * N / n).astype(
+                np.intp
+            )  # evenly strided, others for each fold
+            held = np.arange(n) * len(fold.D) // n
             model = fold.model.plain()
             for side, cells in (("pooled", dense(D, rows)), ("reference", fold.D[held])):
                 batch = (cells, self.P, self.R, np.arange(n))
