@@ -19,7 +19,7 @@ upper bound on a density: components whose bound is below a negligible share of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,10 +39,11 @@ DROPPED = 5e-8
 # Components that carry together at most this share of a cell's weight are worked in float32.
 WEAK = 1e-2
 # Cells worked at once: the whitened pools of a few components then stay in the cache.
-TILE = 1024
+TILE = 256
 _MANY = 50  # components from which a bound pays
 _WORTH = 0.7  # share of the components that a bound may leave, to be worth its cost
 _CHUNK = 200  # rows of one product of whitening matrices with a tile
+_FAR = 1e300  # remoteness of what was not looked at
 LEADING = 4  # the bound looks at one in so many pool coordinates, the most variable first
 
 
@@ -224,29 +225,21 @@ def posterior_moments(
     mean = np.zeros((n, g))
     square = np.zeros((n, g) if second else (0, g))
     distance = np.zeros(n)
-    most = max(member.log_weights.size for member in members)
-    bounded = [True] * len(members)  # a bound that skips little is given up
-    table = np.empty(most * min(n, TILE))  # touched only where components survive
-    for start in range(0, n, TILE):
-        tile = slice(start, min(start + TILE, n))
-        D_tile = np.ascontiguousarray(D[tile].T)
-        t = D_tile.shape[1]
-        for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
-            K, S = member.log_weights.shape
-            r = table[: K * S * t].reshape(K, S, t)
-            cells, counts, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded[b])
-            bounded[b] = bounded[b] and counts.sum() < _WORTH * K * t
+    for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
+        bounded = True  # a bound that skips little is given up
+        for tile, D_tile, r in _tiles(D, member):
+            counts, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded)
+            bounded = bounded and counts.sum() < _WORTH * weight.size
             distance[tile] += share * far
             if responsibilities is not None:
-                dense = np.zeros((t, K, S))
-                _scatter(r, cells, counts, dense)
+                dense = _by_cell(r, counts, member.log_weights)
                 out = responsibilities[b]
                 out[tile] = dense if out.ndim == 3 else dense.sum(axis=2)
             moments = (mean[tile], square[tile] if second else square)
-            weak = WEAK / K if dropped > 0 else 0.0
-            for gain, above, upto in ((member.gain, weak, np.inf), (member.gain32, 0.0, weak)):
+            weak = _limit(weight, WEAK) if dropped > 0 else np.zeros(len(far))
+            for gain, strong in ((member.gain, True), (member.gain32, False)):
                 _accumulate(
-                    D_tile, r, cells, counts, weight, above, upto, share, member.log_weights, member.sizes, member.rotation, member.shift,
+                    D_tile, r, weight, weak, strong, share, member.log_weights, member.sizes, member.rotation, member.shift,
                     member.precision, member.means, gain, member.variance, centre, nu, *moments, second,
                 )  # fmt: skip
     return mean, np.maximum(square - np.square(mean - centre), 0.0) if second else None, distance
@@ -256,32 +249,35 @@ def sparse_responsibilities(
     D: Array, member: Conditioned, nu: float, *, dropped: float = DROPPED
 ) -> tuple[sparse.csr_matrix, Array]:
     """Responsibilities, cells x (components * sizes), and log density of each cell up to a constant that members share."""
-    K, S = member.log_weights.shape
-    table = np.empty(K * S * min(len(D), TILE))
     parts, evidence = [], np.empty(len(D))
+    for tile, D_tile, r in _tiles(D, member):
+        counts, _, evidence[tile], _ = _survivors(D_tile, member, nu, dropped, r)
+        parts.append(sparse.csr_matrix(_by_cell(r, counts, member.log_weights).reshape(len(r), -1)))
+    return sparse.vstack(parts, format="csr"), evidence
+
+
+def _tiles(D: Array, member: Conditioned) -> Iterator[tuple[slice, Array, Array]]:
+    """Rows of each tile of cells, its pools (pools x cells), and room for its responsibilities."""
+    table = np.empty(member.log_weights.size * min(len(D), TILE))
     for start in range(0, len(D), TILE):
         D_tile = np.ascontiguousarray(D[start : start + TILE].T)
-        t = D_tile.shape[1]
-        r = table[: K * S * t].reshape(K, S, t)
-        cells, counts, _, evidence[start : start + t], _ = _survivors(D_tile, member, nu, dropped, r)
-        dense = np.zeros((t, K, S))
-        _scatter(r, cells, counts, dense)
-        parts.append(sparse.csr_matrix(dense.reshape(t, K * S)))
-    return sparse.vstack(parts, format="csr"), evidence
+        n = D_tile.shape[1]
+        r = table[: member.log_weights.size * n].reshape(*member.log_weights.shape, n)
+        yield slice(start, start + n), D_tile, r
 
 
 def _survivors(
     D_tile: Array, member: Conditioned, nu: float, dropped: float, r: Array, bounded: bool = True
-) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array]:
+) -> tuple[NDArray[np.intp], Array, Array, Array]:
     """Responsibilities of one tile (pools x cells), written into r; see `_responsibilities`."""
     K, m = len(member.log_weights), len(D_tile)
     p = member.bound.shape[1] - 1
-    nearest = np.full((K, D_tile.shape[1]), -np.inf)
+    nearest = np.empty((0, D_tile.shape[1]))
     if bounded and dropped > 0 and K >= _MANY and 0 < p < m:
         augmented = np.concatenate([np.ones((1, D_tile.shape[1])), D_tile[:p]])
         q = _squared_distances(member.bound, augmented, len(member.bound_of))
         nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)
-    answer: tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array] = _responsibilities(
+    answer: tuple[NDArray[np.intp], Array, Array, Array] = _responsibilities(
         D_tile, nearest, member.log_weights, member.rotation, member.shift, member.precision, nu, dropped, r
     )
     return answer
@@ -337,46 +333,62 @@ def _nearest(q: Array, of: NDArray[np.intp], log_weights: Array, nu: float, m: i
 
 @njit(fastmath={"contract"})
 def _rotated(D: Array, rotation: Array, cells: NDArray[np.int32], gathered: Array, product: Array) -> Array:
-    """Vᵀ d of some cells: pools x cells."""
-    m, count = len(rotation), len(cells)
-    G = gathered[: m * count].reshape(m, count)
+    """Vᵀ d of some cells, in ascending order: pools x cells."""
+    (m, n), count = D.shape, len(cells)
     z = product[: m * count].reshape(m, count)
+    if m == 0:
+        return z
+    if count == n:
+        np.dot(rotation, D, z)
+        return z
+    G = gathered[: m * count].reshape(m, count)
     for j in range(m):
         row, source = G[j], D[j]
         for i in range(count):
             row[i] = source[cells[i]]
-    if m > 0:
-        np.dot(rotation, G, z)
+    np.dot(rotation, G, z)
     return z
 
 
 @njit(fastmath={"contract"})
-def _squared(z: Array, shift: Array, precision: Array, q: Array) -> None:
-    """Distances q of some cells (rotated pools z: pools x cells) under one component at one size."""
-    q[:] = 0.0
+def _remoteness(
+    z: Array, shift: Array, precision: Array, below: float, nu: float, power: float, u: Array
+) -> None:
+    """u of some cells (rotated pools z: pools x cells) under one component at one size."""
+    for i in range(len(u)):
+        u[i] = 0.0
     for j in range(len(z)):
         zj, a, c = z[j], shift[j], precision[j]
-        for i in range(len(q)):
-            q[i] += (zj[i] - a) * (zj[i] - a) * c
+        for i in range(len(u)):
+            u[i] += (zj[i] - a) * (zj[i] - a) * c
+    if nu < np.inf:
+        factor = np.exp(below / power)
+        scale = factor / (nu - 2.0)
+        for i in range(len(u)):
+            u[i] = factor + u[i] * scale
+    else:
+        for i in range(len(u)):
+            u[i] = u[i] / 2 + below
 
 
 @njit(fastmath={"contract"})
-def _raised(x: Array, power: float) -> None:
+def _raised(x: Array, power: float, base: Array) -> None:
     """Raise x to a power, in place; by multiplication where twice the power is a whole number."""
-    twice = int(np.round(2 * power))
+    n, twice = len(x), int(np.round(2 * power))
     if twice != 2 * power or twice > 400:
-        for i in range(len(x)):
+        for i in range(n):
             x[i] = np.exp(power * np.log(x[i])) if x[i] > 0 else 0.0
         return
-    base = np.sqrt(x) if twice % 2 else x.copy()
     left = twice if twice % 2 else twice // 2
-    x[:] = 1.0
+    for i in range(n):
+        base[i] = np.sqrt(x[i]) if twice % 2 else x[i]
+        x[i] = 1.0
     while left:
         if left % 2:
-            for i in range(len(x)):
+            for i in range(n):
                 x[i] *= base[i]
         left //= 2
-        for i in range(len(x)):
+        for i in range(n):
             base[i] *= base[i]
 
 
@@ -391,16 +403,17 @@ def _responsibilities(
     nu: float,
     dropped: float,
     u: Array,
-) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array]:
+) -> tuple[NDArray[np.intp], Array, Array, Array]:
     """Responsibilities of the components that are not negligible.
 
     A density is a falling function of the remoteness u: for Student components its power -(nu + m)/2, with
     u = (1 + q / (nu - 2)) / c; for Gaussian ones exp(-u), with u = q / 2 - log c; c the weight with its determinant. So
     finding the largest density, and those close to it, needs no logarithm.
 
-    Component k answers for the cells `cells[k, :counts[k]]`; their responsibilities replace u[k, :, :counts[k]]. D is
-    pools x cells. Also returned: `weight[k, :counts[k]]`, the sums of these over the sizes, log density of each cell up to
-    a constant, and its mean q.
+    Responsibilities replace u[k, s] where component k was looked at, which was for `counts[k]` cells, and exists at size s;
+    elsewhere u has no meaning. D is pools x cells; `nearest`, components x cells, bounds u from below, or has no rows.
+    Also returned: the weights, components x cells, that are their sums over the sizes; log density of each cell up to a
+    constant, and its mean q.
     """
     K, S = log_weights.shape
     m, n = D.shape
@@ -410,142 +423,155 @@ def _responsibilities(
     # components that cannot reach this share of the best one's density are not even looked at
     cut = np.log(2 * K * S / dropped) if dropped > 0 else np.inf
     reach = np.exp(cut / power) if student else cut
-    cells = np.empty((K, n), np.int32)
     counts = np.zeros(K, np.intp)
     gathered, product = np.empty(m * n), np.empty(m * n)
-    at_best, distances = np.empty(n), np.empty(n)
-    smallest = np.full(n, np.inf)
+    q, base = np.empty(n), np.empty(n)
+    smallest = np.full(n, _FAR)
+    some = np.arange(n).astype(np.int32)
 
-    # the component that the bound puts first gives each cell a density to compare with
-    best = np.zeros(n, np.intp)
-    lowest = nearest[0].copy()
-    for k in range(1, K):
-        for i in range(n):
-            if nearest[k, i] < lowest[i]:
-                lowest[i] = nearest[k, i]
-                best[i] = k
-    some = np.empty(n, np.int32)
-    for first in (True, False):
+    if len(nearest) > 0:  # the component that the bound puts first gives each cell a density to compare with
+        best = np.zeros(n, np.intp)
+        for k in range(1, K):
+            for i in range(n):
+                if nearest[k, i] < nearest[best[i], i]:
+                    best[i] = k
         for k in range(K):
             count = 0
-            if first:
-                for i in range(n):
-                    if best[i] == k:
-                        some[count] = i
-                        count += 1
-            else:
-                for i in range(n):
-                    if nearest[k, i] <= (smallest[i] * reach if student else smallest[i] + reach):
-                        some[count] = i
-                        count += 1
-            if count == 0:
+            for i in range(n):
+                if best[i] == k:
+                    some[count] = i
+                    count += 1
+            if count > 0:
+                z = _rotated(D, rotation[k], some[:count], gathered, product)
+                for s in range(S):
+                    if log_weights[k, s] > -np.inf:
+                        _remoteness(z, shift[k, s], precision[k, s], highest - log_weights[k, s], nu, power, q[:count])
+                        for a in range(count):
+                            smallest[some[a]] = min(smallest[some[a]], q[a])
+    for k in range(K):
+        count = n
+        if len(nearest) > 0:
+            count = 0
+            for i in range(n):
+                if nearest[k, i] <= (smallest[i] * reach if student else smallest[i] + reach):
+                    some[count] = i
+                    count += 1
+        counts[k] = count
+        if count == 0:
+            continue
+        z = _rotated(D, rotation[k], some[:count], gathered, product)
+        for s in range(S):
+            if log_weights[k, s] == -np.inf:
                 continue
-            z = _rotated(D, rotation[k], some[:count], gathered, product)
-            for s in range(S):
-                us = u[k, s, :count]
-                if log_weights[k, s] == -np.inf:
-                    us[:] = np.inf
-                    continue
-                _squared(z, shift[k, s], precision[k, s], us)
-                below = highest - log_weights[k, s]
-                factor = np.exp(below / power)
-                if student:
-                    scale = factor / (nu - 2.0)
-                    for i in range(count):
-                        us[i] = factor + us[i] * scale
-                else:
-                    for i in range(count):
-                        us[i] = us[i] / 2 + below
-                for i in range(count):
-                    smallest[some[i]] = min(smallest[some[i]], us[i])
-            if not first:
-                counts[k] = count
-                cells[k, :count] = some[:count]
+            us, below = u[k, s], highest - log_weights[k, s]
+            if count == n:
+                _remoteness(z, shift[k, s], precision[k, s], below, nu, power, us)
+            else:
+                _remoteness(z, shift[k, s], precision[k, s], below, nu, power, q[:count])
+                for i in range(n):
+                    us[i] = _FAR
+                for a in range(count):
+                    us[some[a]] = q[a]
+            for i in range(n):
+                smallest[i] = min(smallest[i], us[i])
 
-    # densities relative to the largest; how much weight the components below a few thresholds carry
-    levels = int(np.ceil(np.log(2 * K) / np.log(4.0))) if dropped > 0 else 0
-    below_level = np.zeros((n, levels))
     total, distance = np.zeros(n), np.zeros(n)
     weight = np.zeros((K, n))
     for k in range(K):
-        count = counts[k]
-        for a in range(count):
-            at_best[a] = smallest[cells[k, a]]
-        of_component = weight[k, :count]
         for s in range(S):
-            if log_weights[k, s] == -np.inf:
+            if counts[k] == 0 or log_weights[k, s] == -np.inf:
                 continue
-            us, below = u[k, s, :count], highest - log_weights[k, s]
-            factor = np.exp(below / power)
-            q = distances[:count]
+            us, below = u[k, s], highest - log_weights[k, s]
             if student:
-                for a in range(count):
-                    q[a] = (us[a] / factor - 1.0) * (nu - 2.0)
-                    us[a] = at_best[a] / us[a]
-                _raised(us, power)
+                back = (nu - 2.0) / np.exp(below / power)
+                for i in range(n):
+                    q[i] = us[i] * back - (nu - 2.0)
+                    us[i] = smallest[i] / us[i]
+                _raised(us, power, base)
             else:
-                for a in range(count):
-                    q[a] = 2 * (us[a] - below)
-                    us[a] = np.exp(at_best[a] - us[a])
-            for a in range(count):
-                of_component[a] += us[a]
-                q[a] *= us[a]
-            for a in range(count):
-                distance[cells[k, a]] += q[a]
-        for a in range(count):
-            i, w = cells[k, a], of_component[a]
-            total[i] += w
-            threshold = dropped
-            for t in range(levels):
-                if w >= threshold:
-                    break
-                below_level[i, t] += w
-                threshold /= 4
-    limit, log_density = np.zeros(n), np.empty(n)
+                for i in range(n):
+                    q[i] = 2 * (us[i] - below)
+                    us[i] = np.exp(smallest[i] - us[i])
+            for i in range(n):
+                weight[k, i] += us[i]
+                distance[i] += q[i] * us[i]
+        for i in range(n):
+            total[i] += weight[k, i]
+    log_density, inverse, limit = np.empty(n), np.empty(n), np.zeros(n)
     for i in range(n):
-        distance[i] /= total[i]
         log_density[i] = np.log(total[i]) + highest - (power * np.log(smallest[i]) if student else smallest[i])
-        threshold = dropped
+        distance[i] /= total[i]
+        inverse[i] = 1.0 / total[i]
+    for k in range(K):
+        for i in range(n):
+            weight[k, i] *= inverse[i]
+    if dropped > 0:
+        limit = _limit(weight, dropped / 2)
+    left = np.zeros(n)
+    for k in range(K):
+        for i in range(n):
+            weight[k, i] = weight[k, i] if weight[k, i] >= limit[i] else 0.0
+            left[i] += weight[k, i]
+    for i in range(n):
+        inverse[i] /= left[i]
+        left[i] = 1.0 / left[i]
+    for k in range(K):
+        if counts[k] == 0:
+            continue
+        for i in range(n):
+            weight[k, i] *= left[i]
+            q[i] = inverse[i] if weight[k, i] > 0 else 0.0
+        for s in range(S):
+            if log_weights[k, s] > -np.inf:
+                us = u[k, s]
+                for i in range(n):
+                    us[i] *= q[i]
+    return counts, weight, log_density, distance
+
+
+@njit(fastmath={"contract"})
+def _limit(weight: Array, share: float) -> Array:
+    """For each cell a weight such that all components (components x cells) below it carry together at most `share`."""
+    K, n = weight.shape
+    levels = int(np.ceil(np.log(2 * K) / np.log(4.0)))
+    below = np.zeros((levels, n))
+    for k in range(K):
+        threshold = share
         for t in range(levels):
-            if below_level[i, t] <= dropped / 2 * total[i]:
+            for i in range(n):
+                below[t, i] += weight[k, i] if weight[k, i] < threshold else 0.0
+            threshold /= 4
+    limit = np.zeros(n)
+    for i in range(n):
+        threshold = share
+        for t in range(levels):
+            if below[t, i] <= share:
                 limit[i] = threshold
-                total[i] -= below_level[i, t]
                 break
             threshold /= 4
-    for k in range(K):
-        count, scale = counts[k], at_best
-        for a in range(count):
-            i = cells[k, a]
-            scale[a] = 1.0 / total[i] if weight[k, a] >= limit[i] else 0.0
-            weight[k, a] *= scale[a]
-        for s in range(S):
-            us = u[k, s]
-            if log_weights[k, s] == -np.inf:
-                us[:count] = 0.0
-            else:
-                for a in range(count):
-                    us[a] *= scale[a]
-    return cells, counts, weight, log_density, distance
+    return limit
 
 
 @njit()
-def _scatter(r: Array, cells: NDArray[np.int32], counts: NDArray[np.intp], dense: Array) -> None:
-    """Write responsibilities into cells x components x sizes."""
-    for k in range(len(counts)):
-        for s in range(r.shape[1]):
-            for a in range(counts[k]):
-                dense[cells[k, a], k, s] = r[k, s, a]
+def _by_cell(r: Array, counts: NDArray[np.intp], log_weights: Array) -> Array:
+    """Responsibilities as cells x components x sizes."""
+    K, S, n = r.shape
+    dense = np.zeros((n, K, S))
+    for k in range(K):
+        for s in range(S):
+            if counts[k] > 0 and log_weights[k, s] > -np.inf:
+                for i in range(n):
+                    dense[i, k, s] = r[k, s, i]
+    return dense
 
 
 @njit(fastmath={"contract"})
 def _accumulate(
     D: Array,
     r: Array,
-    cells: NDArray[np.int32],
-    counts: NDArray[np.intp],
     weight: Array,
-    above: float,
-    upto: float,
+    weak: Array,
+    strong: bool,
     share: float,
     log_weights: Array,
     sizes: Array,
@@ -561,74 +587,74 @@ def _accumulate(
     square: Array,
     second: bool,
 ) -> None:
-    """Add r (mean) and r ((mean - centre)² + variance) of the components with above < r <= upto to the cells.
+    """Add r (mean) and r ((mean - centre)² + variance) of the components that are, or are not, weak in a cell.
 
     Without the variance, the sizes of a component share one product with its gain.
     """
     m, n = D.shape
     K, g = means.shape
     S = len(sizes)
-    mine, at = np.empty(n, np.int32), np.empty(n, np.intp)
-    w, at_size = np.empty((S, n)), np.empty(S, np.intp)
-    q, level, c = np.empty(n), np.empty(n), np.empty(n)
-    gathered, product = np.empty(m * n), np.empty(m * n)
+    mine, at = np.empty(n, np.int32), np.empty(n, np.int32)
+    w, q, level = np.empty(n), np.empty(n), np.empty(n)
+    gathered, product, total = np.empty(m * n), np.empty(m * n), np.empty(m * n)
     coefficients = np.empty(m * n, gain.dtype)
     answers = np.zeros((n, g), gain.dtype)
     for k in range(K):
-        count = 0
-        for a in range(counts[k]):
-            if above < weight[k, a] <= upto:
-                mine[count] = cells[k, a]
-                at[count] = a
-                count += 1
+        count, wk = 0, weight[k]
+        for i in range(n):
+            mine[count] = i
+            count += wk[i] > 0 and (wk[i] >= weak[i]) == strong
         if count == 0:
             continue
-        seen = 0  # the sizes that exist
-        for s in range(S):
-            if log_weights[k, s] > -np.inf:
-                at_size[seen] = s
-                for a in range(count):
-                    w[seen, a] = share * r[k, s, at[a]]
-                seen += 1
         z = _rotated(D, rotation[k], mine[:count], gathered, product)
-        C = coefficients[: m * count].reshape(m, count)
         if second:
-            for t in range(seen):
-                if w[t, :count].max() == 0.0:
+            for s in range(S):
+                if log_weights[k, s] == -np.inf:
                     continue
-                s = at_size[t]
-                size = sizes[s]
+                some, size, rs = 0, sizes[s], r[k, s]
+                for a in range(count):
+                    at[some] = a
+                    w[some] = share * rs[mine[a]]
+                    some += w[some] > 0
+                if some == 0:
+                    continue
+                C = coefficients[: m * some].reshape(m, some)
+                q[:some] = 0.0
                 for j in range(m):
-                    Cj, zj, a, p = C[j], z[j], shift[k, s, j], size * size * precision[k, s, j]
-                    for i in range(count):
-                        Cj[i] = p * (zj[i] - a)
-                _squared(z, shift[k, s], precision[k, s], q[:count])
+                    Cj, zj, a, p = C[j], z[j], shift[k, s, j], precision[k, s, j]
+                    for i in range(some):
+                        x = zj[at[i]] - a
+                        q[i] += x * x * p
+                        Cj[i] = size * size * p * x
                 if m > 0:
-                    np.dot(C.T, gain[k], answers[:count])
-                for i in range(count):
+                    np.dot(C.T, gain[k], answers[:some])
+                for i in range(some):
                     stretch = (nu - 2.0 + q[i]) / (nu - 2.0 + m) if nu < np.inf else 1.0
-                    wi, cell = w[t, i], mine[i]
+                    wi, cell = w[i], mine[at[i]]
                     for j in range(g):
                         x = answers[i, j] + size * means[k, j]
                         mean[cell, j] += wi * x
                         x -= centre[j]
                         square[cell, j] += wi * (x * x + stretch * variance[k, s, j])
         else:
+            c, C = total[: m * count].reshape(m, count), coefficients[: m * count].reshape(m, count)
+            c[:] = 0.0
             level[:count] = 0.0
-            for t in range(seen):
-                size = sizes[at_size[t]]
+            for s in range(S):
+                if log_weights[k, s] == -np.inf:
+                    continue
+                size, rs = sizes[s], r[k, s]
                 for i in range(count):
-                    level[i] += w[t, i] * size
-                    w[t, i] *= size * size
-            for j in range(m):
-                c[:count] = 0.0
-                Cj, zj = C[j], z[j]
-                for t in range(seen):
-                    a, p, wt = shift[k, at_size[t], j], precision[k, at_size[t], j], w[t]
+                    w[i] = share * rs[mine[i]] * size
+                    level[i] += w[i]
+                    w[i] *= size
+                for j in range(m):
+                    cj, zj, a, p = c[j], z[j], shift[k, s, j], precision[k, s, j]
                     for i in range(count):
-                        c[i] += wt[i] * (p * (zj[i] - a))
+                        cj[i] += w[i] * (p * (zj[i] - a))
+            for j in range(m):
                 for i in range(count):
-                    Cj[i] = c[i]
+                    C[j, i] = c[j, i]
             if m > 0:
                 np.dot(C.T, gain[k], answers[:count])
             for i in range(count):
