@@ -3,7 +3,7 @@
 Prints seconds and cells per second. "Matrix products alone" are the products that the answer consists of, by NumPy's BLAS
 on the same threads, in the same blocks and precision, with nothing around them: for every cell and every component its pools
 turned once into the component's coordinates (pools x pools), and for every component that carries weight in the cell's
-answer one product with the gain (pools x genes); how many carry weight is counted on 4,096 of the cells. Choosing components,
+answer one product with its mean and gain (1 + pools x genes); how many carry weight is counted on 4,096 of the cells. Choosing components,
 weights, densities and sums are what the ratio pays for.
 """
 
@@ -58,7 +58,8 @@ def products(model: Any, D: Any, P: Any, R: Any, n_threads: int) -> tuple[float,
     print(f"  components: {[len(m.rotation) for m, _, _ in work]}, carrying weight in a cell: "
           f"{[round((s.sum() + f.sum()) / TILE) for _, s, f in work]}")  # fmt: skip
     tile = np.random.default_rng(0).standard_normal((POOLS, TILE))
-    coordinates = tile.T.copy(), tile.T.astype(np.float32)
+    coefficients = np.vstack([np.ones(TILE), tile]).T.copy()  # one for the mean, and the coordinates
+    coordinates = coefficients, coefficients.astype(np.float32)
 
     def block(rows: slice) -> None:
         for _ in range(0, rows.stop - rows.start, TILE):

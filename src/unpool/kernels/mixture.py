@@ -39,7 +39,8 @@ DROPPED = 5e-8
 # Components that carry together at most this share of a cell's weight are worked in float32.
 WEAK = 1e-2
 # Cells worked at once: the whitened pools of a few components then stay in the cache.
-TILE = 256
+TILE = 512
+_STRIP = 128  # cells whose coordinates under one component stay in the fastest cache
 _MANY = 50  # components from which a bound pays
 _WORTH = 0.7  # share of the components that a bound may leave, to be worth its cost
 _CHUNK = 200  # rows of one product of whitening matrices with a tile
@@ -60,18 +61,16 @@ class Conditioned(NamedTuple):
         Components x pools x pools: Vᵀ.
     shift, precision
         Components x sizes x pools: s Vᵀ Pᵀ mu_k (relative to the origin of the pools), and 1 / (s² (1 - rho) + rho).
-    means
-        Components x genes: mu_k.
     gain
-        Components x pools x genes: (S_k P V)ᵀ; the posterior mean is s mu_k + s² ((Vᵀ d - shift) * precision) gain.
+        Components x (1 + pools) x genes: mu_k and (S_k P V)ᵀ; the posterior mean is (s, s² (Vᵀ d - shift) * precision) gain.
     variance
         Components x sizes x genes: Gaussian posterior variance.
     gain32
         The gain in float32, for components that hardly matter to a cell.
+    looks, first
+        Looks x 2: component and size of each density that there is; components + 1: where those of a component begin.
     bound
-        (bounds * p) x (1 + p): for each component and size that exists, whitening of the first p pool coordinates.
-    bound_of
-        Bounds x 2: component and size that a bound belongs to.
+        (looks * p) x (1 + p): whitening of the first p pool coordinates.
     """
 
     log_weights: Array
@@ -79,12 +78,12 @@ class Conditioned(NamedTuple):
     rotation: Array
     shift: Array
     precision: Array
-    means: Array
     gain: Array
     variance: Array
     gain32: NDArray[np.float32]
+    looks: NDArray[np.intp]
+    first: NDArray[np.intp]
     bound: Array
-    bound_of: NDArray[np.intp]
 
 
 def condition(
@@ -143,40 +142,46 @@ def condition(
         rotation[resized] = vector.transpose(0, 2, 1) @ rotation[resized]
     rho = np.clip(rho, 0.0, 1.0)[:, None, :]
     spread = np.square(sizes)[:, None] * (1 - rho) + rho
-    gain = np.ascontiguousarray((cross @ rotation.transpose(0, 2, 1)).transpose(0, 2, 1))
+    gain = (cross @ rotation.transpose(0, 2, 1)).transpose(0, 2, 1)
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights) - np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1)[:, None]
     log_weights -= np.log(spread).sum(axis=2) / 2
     explained = (np.square(sizes)[:, None] / spread) @ np.square(gain)
-    bound, bound_of = _bounds(weights, sizes, pool_means, pool_covariances, extra, noise, origin)
+    gain = np.ascontiguousarray(np.concatenate([means[:, None, :], gain], axis=1))
+    looks = np.argwhere(weights > 0)
     return Conditioned(
         log_weights=log_weights,
         sizes=sizes,
         rotation=np.ascontiguousarray(rotation),
         shift=np.einsum("kpc,ksc->ksp", rotation, sizes[:, None] * pool_means[:, None, :] - origin),
         precision=1 / spread,
-        means=np.ascontiguousarray(means),
         gain=gain,
         variance=np.maximum(np.square(sizes)[:, None] * (variances[:, None, :] - explained), 0.0),
         gain32=gain.astype(np.float32),
-        bound=bound,
-        bound_of=bound_of,
+        looks=looks,
+        first=np.searchsorted(looks[:, 0], np.arange(K + 1)),
+        bound=_bounds(looks, sizes, pool_means, pool_covariances, extra, noise, origin),
     )
 
 
 def _bounds(
-    weights: Array, sizes: Array, means: Array, covariances: Array, extra: Array, noise: Array | None, origin: Array
-) -> tuple[Array, NDArray[np.intp]]:
-    """Whitening of the leading pool coordinates: [-L⁻¹ mean, L⁻¹] of each component and size with any weight."""
+    looks: NDArray[np.intp],
+    sizes: Array,
+    means: Array,
+    covariances: Array,
+    extra: Array,
+    noise: Array | None,
+    origin: Array,
+) -> Array:
+    """Whitening of the leading pool coordinates: [-L⁻¹ mean, L⁻¹] of each component at each size at which it is seen."""
     p = int(-(-means.shape[1] // LEADING))
-    which = np.argwhere(weights > 0)
-    k, s = which[:, 0], sizes[which[:, 1]]
+    k, s = looks[:, 0], sizes[looks[:, 1]]
     R = extra[:, :p, :p] + (0.0 if noise is None else noise[:p, :p])
     signal = covariances[:, :p, :p] + extra[:, :p, :p] - R
     C = (s * s)[:, None, None] * signal[k] + R[k]
     inverse = np.tril(np.linalg.inv(np.linalg.cholesky(C)))
     start = -(inverse @ (s[:, None] * means[k, :p] - origin[:p])[:, :, None])
-    return np.concatenate([start, inverse], axis=2).reshape(len(k) * p, p + 1), which
+    return np.concatenate([start, inverse], axis=2).reshape(len(k) * p, p + 1)
 
 
 def posterior_moments(
@@ -220,7 +225,7 @@ def posterior_moments(
     that are not negligible. With spread d between the component means of a cell, the mean changes by at most
     2 * dropped * d.
     """
-    n, g = len(D), members[0].means.shape[1]
+    n, g = len(D), members[0].gain.shape[2]
     centre = np.zeros(g) if centre is None else centre
     mean = np.zeros((n, g))
     square = np.zeros((n, g) if second else (0, g))
@@ -228,20 +233,20 @@ def posterior_moments(
     for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
         bounded = True  # a bound that skips little is given up
         for tile, D_tile, r in _tiles(D, member):
-            counts, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded)
-            bounded = bounded and counts.sum() < _WORTH * weight.size
+            looked, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded)
+            bounded = bounded and looked < _WORTH * weight.size
             distance[tile] += share * far
             if responsibilities is not None:
-                dense = _by_cell(r, counts, member.log_weights)
+                dense = _by_cell(r, member).reshape(len(far), *member.log_weights.shape)
                 out = responsibilities[b]
                 out[tile] = dense if out.ndim == 3 else dense.sum(axis=2)
-            moments = (mean[tile], square[tile] if second else square)
-            weak = _limit(weight, WEAK) if dropped > 0 else np.zeros(len(far))
-            for gain, strong in ((member.gain, True), (member.gain32, False)):
-                _accumulate(
-                    D_tile, r, weight, weak, strong, share, member.log_weights, member.sizes, member.rotation, member.shift,
-                    member.precision, member.means, gain, member.variance, centre, nu, *moments, second,
-                )  # fmt: skip
+            weak = _limit(r if second else weight, WEAK) if dropped > 0 else np.zeros(len(far))
+            what = (D_tile, r, weight, weak, share, member.looks, member.first, member.sizes, member.rotation, member.shift,
+                    member.precision, member.gain, member.gain32)  # fmt: skip
+            if second:
+                _add_moments(*what, member.variance, centre, nu, mean[tile], square[tile])
+            else:
+                _add_means(*what, mean[tile])
     return mean, np.maximum(square - np.square(mean - centre), 0.0) if second else None, distance
 
 
@@ -251,34 +256,50 @@ def sparse_responsibilities(
     """Responsibilities, cells x (components * sizes), and log density of each cell up to a constant that members share."""
     parts, evidence = [], np.empty(len(D))
     for tile, D_tile, r in _tiles(D, member):
-        counts, _, evidence[tile], _ = _survivors(D_tile, member, nu, dropped, r)
-        parts.append(sparse.csr_matrix(_by_cell(r, counts, member.log_weights).reshape(len(r), -1)))
+        _, _, evidence[tile], _ = _survivors(D_tile, member, nu, dropped, r)
+        parts.append(sparse.csr_matrix(_by_cell(r, member)))
     return sparse.vstack(parts, format="csr"), evidence
 
 
 def _tiles(D: Array, member: Conditioned) -> Iterator[tuple[slice, Array, Array]]:
     """Rows of each tile of cells, its pools (pools x cells), and room for its responsibilities."""
-    table = np.empty(member.log_weights.size * min(len(D), TILE))
+    table = np.empty(len(member.looks) * min(len(D), TILE))
     for start in range(0, len(D), TILE):
         D_tile = np.ascontiguousarray(D[start : start + TILE].T)
         n = D_tile.shape[1]
-        r = table[: member.log_weights.size * n].reshape(*member.log_weights.shape, n)
-        yield slice(start, start + n), D_tile, r
+        yield slice(start, start + n), D_tile, table[: len(member.looks) * n].reshape(-1, n)
+
+
+def _by_cell(r: Array, member: Conditioned) -> Array:
+    """Responsibilities (looks x cells) as cells x (components * sizes)."""
+    dense = np.zeros((r.shape[1], member.log_weights.size))
+    dense[:, np.ravel_multi_index(tuple(member.looks.T), member.log_weights.shape)] = r.T
+    return dense
 
 
 def _survivors(
     D_tile: Array, member: Conditioned, nu: float, dropped: float, r: Array, bounded: bool = True
-) -> tuple[NDArray[np.intp], Array, Array, Array]:
+) -> tuple[int, Array, Array, Array]:
     """Responsibilities of one tile (pools x cells), written into r; see `_responsibilities`."""
     K, m = len(member.log_weights), len(D_tile)
     p = member.bound.shape[1] - 1
     nearest = np.empty((0, D_tile.shape[1]))
     if bounded and dropped > 0 and K >= _MANY and 0 < p < m:
         augmented = np.concatenate([np.ones((1, D_tile.shape[1])), D_tile[:p]])
-        q = _squared_distances(member.bound, augmented, len(member.bound_of))
-        nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)
-    answer: tuple[NDArray[np.intp], Array, Array, Array] = _responsibilities(
-        D_tile, nearest, member.log_weights, member.rotation, member.shift, member.precision, nu, dropped, r
+        q = _squared_distances(member.bound, augmented, len(member.looks))
+        nearest = _nearest(q, member.looks, member.log_weights, nu, m)
+    answer: tuple[int, Array, Array, Array] = _responsibilities(
+        D_tile,
+        nearest,
+        member.log_weights,
+        member.looks,
+        member.first,
+        member.rotation,
+        member.shift,
+        member.precision,
+        nu,
+        dropped,
+        r,
     )
     return answer
 
@@ -332,28 +353,29 @@ def _nearest(q: Array, of: NDArray[np.intp], log_weights: Array, nu: float, m: i
 
 
 @njit(fastmath={"contract"})
-def _rotated(D: Array, rotation: Array, cells: NDArray[np.int32], gathered: Array, product: Array) -> Array:
-    """Vᵀ d of some cells, in ascending order: pools x cells."""
-    (m, n), count = D.shape, len(cells)
-    z = product[: m * count].reshape(m, count)
-    if m == 0:
-        return z
-    if count == n:
+def _rotated(rotation: Array, D: Array, product: Array) -> Array:
+    """Vᵀ d: pools x cells, written into the beginning of `product`."""
+    m, n = D.shape
+    z = product[: m * n].reshape(m, n)
+    if m > 0:
         np.dot(rotation, D, z)
-        return z
-    G = gathered[: m * count].reshape(m, count)
-    for j in range(m):
-        row, source = G[j], D[j]
-        for i in range(count):
-            row[i] = source[cells[i]]
-    np.dot(rotation, G, z)
     return z
 
 
 @njit(fastmath={"contract"})
-def _remoteness(
-    z: Array, shift: Array, precision: Array, below: float, nu: float, power: float, u: Array
-) -> None:
+def _gathered(D: Array, cells: NDArray[np.int32], room: Array) -> Array:
+    """Pools of some cells: pools x cells, written into the beginning of `room`."""
+    m, count = len(D), len(cells)
+    G = room[: m * count].reshape(m, count)
+    for j in range(m):
+        row, source = G[j], D[j]
+        for i in range(count):
+            row[i] = source[cells[i]]
+    return G
+
+
+@njit(fastmath={"contract"})
+def _remoteness(z: Array, shift: Array, precision: Array, below: float, nu: float, power: float, u: Array) -> None:
     """u of some cells (rotated pools z: pools x cells) under one component at one size."""
     for i in range(len(u)):
         u[i] = 0.0
@@ -397,149 +419,160 @@ def _responsibilities(
     D: Array,
     nearest: Array,
     log_weights: Array,
+    looks: NDArray[np.intp],
+    first: NDArray[np.intp],
     rotation: Array,
     shift: Array,
     precision: Array,
     nu: float,
     dropped: float,
     u: Array,
-) -> tuple[NDArray[np.intp], Array, Array, Array]:
+) -> tuple[int, Array, Array, Array]:
     """Responsibilities of the components that are not negligible.
 
     A density is a falling function of the remoteness u: for Student components its power -(nu + m)/2, with
     u = (1 + q / (nu - 2)) / c; for Gaussian ones exp(-u), with u = q / 2 - log c; c the weight with its determinant. So
     finding the largest density, and those close to it, needs no logarithm.
 
-    Responsibilities replace u[k, s] where component k was looked at, which was for `counts[k]` cells, and exists at size s;
-    elsewhere u has no meaning. D is pools x cells; `nearest`, components x cells, bounds u from below, or has no rows.
-    Also returned: the weights, components x cells, that are their sums over the sizes; log density of each cell up to a
-    constant, and its mean q.
+    Responsibilities are written into u, looks x cells. D is pools x cells; `nearest`, components x cells, bounds u from
+    below, or has no rows. Returned: how often a component was looked at for a cell; the weights, components x cells, that
+    are the sums over the sizes; log density of each cell up to a constant, and its mean q.
     """
-    K, S = log_weights.shape
-    m, n = D.shape
+    K, (E, n), m = len(log_weights), u.shape, len(D)
     student = nu < np.inf
     power = _power(nu, m)
     highest = np.max(log_weights)
-    # components that cannot reach this share of the best one's density are not even looked at
-    cut = np.log(2 * K * S / dropped) if dropped > 0 else np.inf
-    reach = np.exp(cut / power) if student else cut
-    counts = np.zeros(K, np.intp)
-    gathered, product = np.empty(m * n), np.empty(m * n)
-    q, base = np.empty(n), np.empty(n)
-    smallest = np.full(n, _FAR)
-    some = np.arange(n).astype(np.int32)
-
-    if len(nearest) > 0:  # the component that the bound puts first gives each cell a density to compare with
-        best = np.zeros(n, np.intp)
-        for k in range(1, K):
-            for i in range(n):
-                if nearest[k, i] < nearest[best[i], i]:
-                    best[i] = k
-        for k in range(K):
-            count = 0
-            for i in range(n):
-                if best[i] == k:
-                    some[count] = i
-                    count += 1
-            if count > 0:
-                z = _rotated(D, rotation[k], some[:count], gathered, product)
-                for s in range(S):
-                    if log_weights[k, s] > -np.inf:
-                        _remoteness(z, shift[k, s], precision[k, s], highest - log_weights[k, s], nu, power, q[:count])
-                        for a in range(count):
-                            smallest[some[a]] = min(smallest[some[a]], q[a])
-    for k in range(K):
-        count = n
-        if len(nearest) > 0:
-            count = 0
-            for i in range(n):
-                if nearest[k, i] <= (smallest[i] * reach if student else smallest[i] + reach):
-                    some[count] = i
-                    count += 1
-        counts[k] = count
-        if count == 0:
-            continue
-        z = _rotated(D, rotation[k], some[:count], gathered, product)
-        for s in range(S):
-            if log_weights[k, s] == -np.inf:
-                continue
-            us, below = u[k, s], highest - log_weights[k, s]
-            if count == n:
-                _remoteness(z, shift[k, s], precision[k, s], below, nu, power, us)
-            else:
-                _remoteness(z, shift[k, s], precision[k, s], below, nu, power, q[:count])
-                for i in range(n):
-                    us[i] = _FAR
-                for a in range(count):
-                    us[some[a]] = q[a]
-            for i in range(n):
-                smallest[i] = min(smallest[i], us[i])
+    below = np.empty(E)
+    for e in range(E):
+        below[e] = highest - log_weights[looks[e, 0], looks[e, 1]]
+    smallest, looked = _remotenesses(D, nearest, below, looks, first, rotation, shift, precision, nu, dropped, u)
 
     total, distance = np.zeros(n), np.zeros(n)
-    weight = np.zeros((K, n))
-    for k in range(K):
-        for s in range(S):
-            if counts[k] == 0 or log_weights[k, s] == -np.inf:
-                continue
-            us, below = u[k, s], highest - log_weights[k, s]
-            if student:
-                back = (nu - 2.0) / np.exp(below / power)
-                for i in range(n):
-                    q[i] = us[i] * back - (nu - 2.0)
-                    us[i] = smallest[i] / us[i]
-                _raised(us, power, base)
-            else:
-                for i in range(n):
-                    q[i] = 2 * (us[i] - below)
-                    us[i] = np.exp(smallest[i] - us[i])
+    q, base = np.empty(n), np.empty(n)
+    for e in range(E):
+        r = u[e]
+        if student:
+            back = (nu - 2.0) / np.exp(below[e] / power)
             for i in range(n):
-                weight[k, i] += us[i]
-                distance[i] += q[i] * us[i]
+                q[i] = r[i] * back - (nu - 2.0)
+                r[i] = smallest[i] / r[i]
+            _raised(r, power, base)
+        else:
+            for i in range(n):
+                q[i] = 2 * (r[i] - below[e])
+                r[i] = np.exp(smallest[i] - r[i])
         for i in range(n):
-            total[i] += weight[k, i]
-    log_density, inverse, limit = np.empty(n), np.empty(n), np.zeros(n)
+            total[i] += r[i]
+            distance[i] += q[i] * r[i]
+    log_density = np.empty(n)
     for i in range(n):
         log_density[i] = np.log(total[i]) + highest - (power * np.log(smallest[i]) if student else smallest[i])
         distance[i] /= total[i]
-        inverse[i] = 1.0 / total[i]
-    for k in range(K):
+        total[i] = 1.0 / total[i]
+    for e in range(E):
         for i in range(n):
-            weight[k, i] *= inverse[i]
-    if dropped > 0:
-        limit = _limit(weight, dropped / 2)
-    left = np.zeros(n)
-    for k in range(K):
+            u[e, i] *= total[i]
+    weight = np.zeros((K, n))
+    limit = _limit(u, dropped / 2) if dropped > 0 else np.zeros(n)
+    kept = np.zeros(n)
+    for e in range(E):
         for i in range(n):
-            weight[k, i] = weight[k, i] if weight[k, i] >= limit[i] else 0.0
-            left[i] += weight[k, i]
+            u[e, i] = u[e, i] if u[e, i] >= limit[i] else 0.0
+            kept[i] += u[e, i]
     for i in range(n):
-        inverse[i] /= left[i]
-        left[i] = 1.0 / left[i]
-    for k in range(K):
-        if counts[k] == 0:
-            continue
+        kept[i] = 1.0 / kept[i]
+    for e in range(E):
+        of_component = weight[looks[e, 0]]
         for i in range(n):
-            weight[k, i] *= left[i]
-            q[i] = inverse[i] if weight[k, i] > 0 else 0.0
-        for s in range(S):
-            if log_weights[k, s] > -np.inf:
-                us = u[k, s]
+            u[e, i] *= kept[i]
+            of_component[i] += u[e, i]
+    return looked, weight, log_density, distance
+
+
+@njit(fastmath={"contract"})
+def _remotenesses(
+    D: Array,
+    nearest: Array,
+    below: Array,
+    looks: NDArray[np.intp],
+    first: NDArray[np.intp],
+    rotation: Array,
+    shift: Array,
+    precision: Array,
+    nu: float,
+    dropped: float,
+    u: Array,
+) -> tuple[Array, int]:
+    """Write u, looks x cells, as far as the bound does not excuse from it; its minimum; how often it was worked out."""
+    K, (E, n), m = len(rotation), u.shape, len(D)
+    student = nu < np.inf
+    power = _power(nu, m)
+    # components that cannot reach this share of the best one's density are not even looked at
+    cut = np.log(2 * E / dropped) if dropped > 0 else np.inf
+    reach = np.exp(cut / power) if student else cut
+    gathered, product, q = np.empty(m * n), np.empty(m * n), np.empty(n)
+    smallest, looked = np.full(n, _FAR), 0
+    some = np.empty(n, np.int32)
+    if len(nearest) == 0:
+        strips = np.empty(m * n)
+        for start in range(0, n, _STRIP):
+            stop = min(start + _STRIP, n)
+            for j in range(m):
+                for i in range(start, stop):
+                    strips[m * start + j * (stop - start) + i - start] = D[j, i]
+        for k in range(K):
+            for start in range(0, n, _STRIP):
+                stop = min(start + _STRIP, n)
+                z = _rotated(rotation[k], strips[m * start : m * stop].reshape(m, stop - start), product)
+                for e in range(first[k], first[k + 1]):
+                    s, ue = looks[e, 1], u[e, start:stop]
+                    _remoteness(z, shift[k, s], precision[k, s], below[e], nu, power, ue)
+                    for i in range(start, stop):
+                        smallest[i] = min(smallest[i], ue[i - start])
+        return smallest, K * n
+
+    # the component that the bound puts first gives each cell a density to compare with
+    best = np.zeros(n, np.intp)
+    for k in range(1, K):
+        for i in range(n):
+            if nearest[k, i] < nearest[best[i], i]:
+                best[i] = k
+    for foremost in (True, False):
+        for k in range(K):
+            count = 0
+            for i in range(n):
+                some[count] = i
+                if foremost:
+                    count += best[i] == k
+                else:
+                    count += nearest[k, i] <= (smallest[i] * reach if student else smallest[i] + reach)
+            looked += 0 if foremost else count
+            for e in range(first[k], first[k + 1]):
                 for i in range(n):
-                    us[i] *= q[i]
-    return counts, weight, log_density, distance
+                    u[e, i] = _FAR
+            if count == 0:
+                continue
+            z = _rotated(rotation[k], _gathered(D, some[:count], gathered), product)
+            for e in range(first[k], first[k + 1]):
+                s, ue = looks[e, 1], u[e]
+                _remoteness(z, shift[k, s], precision[k, s], below[e], nu, power, q[:count])
+                for a in range(count):
+                    ue[some[a]] = q[a]
+                    smallest[some[a]] = min(smallest[some[a]], q[a])
+    return smallest, looked
 
 
 @njit(fastmath={"contract"})
 def _limit(weight: Array, share: float) -> Array:
-    """For each cell a weight such that all components (components x cells) below it carry together at most `share`."""
-    K, n = weight.shape
-    levels = int(np.ceil(np.log(2 * K) / np.log(4.0)))
+    """For each cell a limit such that all weights (of anything x cells) below it are together at most `share`."""
+    E, n = weight.shape
+    levels = int(np.ceil(np.log(2 * E) / np.log(4.0)))
     below = np.zeros((levels, n))
-    for k in range(K):
+    for e in range(E):
         threshold = share
         for t in range(levels):
             for i in range(n):
-                below[t, i] += weight[k, i] if weight[k, i] < threshold else 0.0
+                below[t, i] += weight[e, i] if weight[e, i] < threshold else 0.0
             threshold /= 4
     limit = np.zeros(n)
     for i in range(n):
@@ -552,112 +585,193 @@ def _limit(weight: Array, share: float) -> Array:
     return limit
 
 
-@njit()
-def _by_cell(r: Array, counts: NDArray[np.intp], log_weights: Array) -> Array:
-    """Responsibilities as cells x components x sizes."""
-    K, S, n = r.shape
-    dense = np.zeros((n, K, S))
-    for k in range(K):
-        for s in range(S):
-            if counts[k] > 0 and log_weights[k, s] > -np.inf:
-                for i in range(n):
-                    dense[i, k, s] = r[k, s, i]
-    return dense
+@njit(fastmath={"contract"})
+def _ordered(weight: Array, weak: Array, cells: NDArray[np.int32]) -> tuple[int, int]:
+    """List the cells in which something carries weight, first those where it is not weak: how many these are, and all.
+
+    `cells` has room for one more than there are: what is written last may not count.
+    """
+    strong = 0
+    for i in range(len(weight)):
+        cells[strong] = i
+        strong += weight[i] > 0 and weight[i] >= weak[i]
+    count = strong
+    for i in range(len(weight)):
+        cells[count] = i
+        count += 0 < weight[i] < weak[i]
+    return strong, count
 
 
 @njit(fastmath={"contract"})
-def _accumulate(
+def _add_means(
     D: Array,
     r: Array,
     weight: Array,
     weak: Array,
-    strong: bool,
     share: float,
-    log_weights: Array,
+    looks: NDArray[np.intp],
+    first: NDArray[np.intp],
     sizes: Array,
     rotation: Array,
     shift: Array,
     precision: Array,
-    means: Array,
+    gain: Array,
+    gain32: NDArray[np.float32],
+    mean: Array,
+) -> None:
+    """Add share * r * answer of all components to the means. The sizes of a component share one product with its gain."""
+    m, n = D.shape
+    K, _, g = gain.shape
+    cells = np.empty(n + 1, np.int32)
+    gathered, product, room = np.empty(m * n), np.empty(m * n), np.empty((m + 1) * n)
+    w = np.empty(n)
+    scratch, scratch32 = np.empty((m + 1 + g) * n), np.empty((m + 1 + g) * n, np.float32)
+    mean32 = np.zeros((n, g), np.float32)
+    for k in range(K):
+        strong, count = _ordered(weight[k], weak, cells)
+        if count == 0:
+            continue
+        z = _rotated(rotation[k], _gathered(D, cells[:count], gathered), product)
+        c = room[: (m + 1) * count].reshape(m + 1, count)
+        for e in range(first[k], first[k + 1]):
+            s, re, fresh = looks[e, 1], r[e], e == first[k]
+            size = sizes[s]
+            for i in range(count):
+                w[i] = share * size * re[cells[i]]
+                c[0, i] = w[i] if fresh else c[0, i] + w[i]
+                w[i] *= size
+            for j in range(m):
+                cj, zj, a, p = c[j + 1], z[j], shift[k, s, j], precision[k, s, j]
+                if fresh:
+                    for i in range(count):
+                        cj[i] = w[i] * (p * (zj[i] - a))
+                else:
+                    for i in range(count):
+                        cj[i] += w[i] * (p * (zj[i] - a))
+        if strong > 0:
+            _add_products(c[:, :strong], gain[k], cells[:strong], scratch, mean)
+        if strong < count:
+            _add_products(c[:, strong:], gain32[k], cells[strong:count], scratch32, mean32)
+    for i in range(n):
+        for j in range(g):
+            mean[i, j] += mean32[i, j]
+
+
+@njit(fastmath={"contract"})
+def _add_products(
+    c: Array,
     gain: NDArray[np.floating],
+    cells: NDArray[np.int32],
+    scratch: NDArray[np.floating],
+    mean: NDArray[np.floating],
+) -> None:
+    """Add cᵀ gain to the means of some cells, in the precision of the gain."""
+    (rows, count), g = c.shape, gain.shape[1]
+    C = scratch[: rows * count].reshape(rows, count)
+    answers = scratch[rows * count : (rows + g) * count].reshape(count, g)
+    for j in range(rows):
+        for i in range(count):
+            C[j, i] = c[j, i]
+    np.dot(C.T, gain, answers)
+    for i in range(count):
+        of_cell, answer = mean[cells[i]], answers[i]
+        for j in range(g):
+            of_cell[j] += answer[j]
+
+
+@njit(fastmath={"contract"})
+def _add_moments(
+    D: Array,
+    r: Array,
+    weight: Array,
+    weak: Array,
+    share: float,
+    looks: NDArray[np.intp],
+    first: NDArray[np.intp],
+    sizes: Array,
+    rotation: Array,
+    shift: Array,
+    precision: Array,
+    gain: Array,
+    gain32: NDArray[np.float32],
     variance: Array,
     centre: Array,
     nu: float,
     mean: Array,
     square: Array,
-    second: bool,
 ) -> None:
-    """Add r (mean) and r ((mean - centre)² + variance) of the components that are, or are not, weak in a cell.
-
-    Without the variance, the sizes of a component share one product with its gain.
-    """
+    """As `_add_means`; also add share * r * ((answer - centre)² + variance) to the squares."""
     m, n = D.shape
-    K, g = means.shape
-    S = len(sizes)
-    mine, at = np.empty(n, np.int32), np.empty(n, np.int32)
-    w, q, level = np.empty(n), np.empty(n), np.empty(n)
-    gathered, product, total = np.empty(m * n), np.empty(m * n), np.empty(m * n)
-    coefficients = np.empty(m * n, gain.dtype)
-    answers = np.zeros((n, g), gain.dtype)
+    K, _, g = gain.shape
+    cells, at, place = np.empty(n + 1, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
+    gathered, product, room = np.empty(m * n), np.empty(m * n), np.empty((m + 3) * n)
+    q, none = np.empty(n), np.zeros(n)
+    scratch, scratch32 = np.empty((m + 3 + g) * n), np.empty((m + 3 + g) * n, np.float32)
+    mean32, square32 = np.zeros((n, g), np.float32), np.zeros((n, g), np.float32)
+    centre32, variance32 = centre.astype(np.float32), np.empty(g, np.float32)
     for k in range(K):
-        count, wk = 0, weight[k]
-        for i in range(n):
-            mine[count] = i
-            count += wk[i] > 0 and (wk[i] >= weak[i]) == strong
+        _, count = _ordered(weight[k], none, cells)
         if count == 0:
             continue
-        z = _rotated(D, rotation[k], mine[:count], gathered, product)
-        if second:
-            for s in range(S):
-                if log_weights[k, s] == -np.inf:
-                    continue
-                some, size, rs = 0, sizes[s], r[k, s]
-                for a in range(count):
-                    at[some] = a
-                    w[some] = share * rs[mine[a]]
-                    some += w[some] > 0
-                if some == 0:
-                    continue
-                C = coefficients[: m * some].reshape(m, some)
-                q[:some] = 0.0
-                for j in range(m):
-                    Cj, zj, a, p = C[j], z[j], shift[k, s, j], precision[k, s, j]
-                    for i in range(some):
-                        x = zj[at[i]] - a
-                        q[i] += x * x * p
-                        Cj[i] = size * size * p * x
-                if m > 0:
-                    np.dot(C.T, gain[k], answers[:some])
-                for i in range(some):
-                    stretch = (nu - 2.0 + q[i]) / (nu - 2.0 + m) if nu < np.inf else 1.0
-                    wi, cell = w[i], mine[at[i]]
-                    for j in range(g):
-                        x = answers[i, j] + size * means[k, j]
-                        mean[cell, j] += wi * x
-                        x -= centre[j]
-                        square[cell, j] += wi * (x * x + stretch * variance[k, s, j])
-        else:
-            c, C = total[: m * count].reshape(m, count), coefficients[: m * count].reshape(m, count)
-            c[:] = 0.0
-            level[:count] = 0.0
-            for s in range(S):
-                if log_weights[k, s] == -np.inf:
-                    continue
-                size, rs = sizes[s], r[k, s]
-                for i in range(count):
-                    w[i] = share * rs[mine[i]] * size
-                    level[i] += w[i]
-                    w[i] *= size
-                for j in range(m):
-                    cj, zj, a, p = c[j], z[j], shift[k, s, j], precision[k, s, j]
-                    for i in range(count):
-                        cj[i] += w[i] * (p * (zj[i] - a))
+        z = _rotated(rotation[k], _gathered(D, cells[:count], gathered), product)
+        for a in range(count):
+            place[cells[a]] = a
+        for e in range(first[k], first[k + 1]):
+            s, re = looks[e, 1], r[e]
+            size = sizes[s]
+            strong, some = _ordered(re, weak, cells)
+            if some == 0:
+                continue
+            for i in range(some):
+                at[i] = place[cells[i]]
+            c = room[: (m + 3) * some].reshape(m + 3, some)
+            q[:some] = 0.0
             for j in range(m):
-                for i in range(count):
-                    C[j, i] = c[j, i]
-            if m > 0:
-                np.dot(C.T, gain[k], answers[:count])
-            for i in range(count):
-                li, cell = level[i], mine[i]
+                cj, zj, a, p = c[j + 1], z[j], shift[k, s, j], precision[k, s, j]
+                for i in range(some):
+                    x = zj[at[i]] - a
+                    q[i] += x * x * p
+                    cj[i] = size * size * p * x
+            for i in range(some):
+                stretch = (nu - 2.0 + q[i]) / (nu - 2.0 + m) if nu < np.inf else 1.0
+                wi = share * re[cells[i]]
+                c[0, i], c[m + 1, i], c[m + 2, i] = size, wi, wi * stretch
+            if strong > 0:
+                _add_squares(c[:, :strong], gain[k], variance[k, s], centre, cells[:strong], scratch, mean, square)
+            if strong < some:
                 for j in range(g):
-                    mean[cell, j] += answers[i, j] + li * means[k, j]
+                    variance32[j] = variance[k, s, j]
+                _add_squares(
+                    c[:, strong:], gain32[k], variance32, centre32, cells[strong:some], scratch32, mean32, square32
+                )
+    for i in range(n):
+        for j in range(g):
+            mean[i, j] += mean32[i, j]
+            square[i, j] += square32[i, j]
+
+
+@njit(fastmath={"contract"})
+def _add_squares(
+    c: Array,
+    gain: NDArray[np.floating],
+    variance: NDArray[np.floating],
+    centre: NDArray[np.floating],
+    cells: NDArray[np.int32],
+    scratch: NDArray[np.floating],
+    mean: NDArray[np.floating],
+    square: NDArray[np.floating],
+) -> None:
+    """As `_add_products`; the last rows of c are the weights of the answers and of the variance."""
+    (rows, count), g = c.shape, gain.shape[1]
+    C = scratch[: rows * count].reshape(rows, count)
+    answers = scratch[rows * count : (rows + g) * count].reshape(count, g)
+    for j in range(rows):
+        for i in range(count):
+            C[j, i] = c[j, i]
+    np.dot(C[: rows - 2].T, gain, answers)
+    for i in range(count):
+        of_cell, squares, answer, w, v = mean[cells[i]], square[cells[i]], answers[i], C[rows - 2, i], C[rows - 1, i]
+        for j in range(g):
+            of_cell[j] += w * answer[j]
+            x = answer[j] - centre[j]
+            squares[j] += w * (x * x) + v * variance[j]
