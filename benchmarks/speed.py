@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import unpool as up
+from unpool.kernels._mixture_loops import limit_below
 from unpool.kernels.blocks import map_blocks
 from unpool.kernels.mixture import TILE, WEAK
 from unpool.measure import noise_covariance
@@ -52,9 +53,9 @@ def products(model: Any, D: Any, P: Any, R: Any, n_threads: int) -> tuple[float,
     shares = model.posterior(D[:4096], P, noise_var=R, sd=False, responsibilities=True).responsibilities
     work = []
     for member, r in zip(seen.members, shares, strict=True):
-        weak = WEAK / len(member.rotation)
-        strong, faint = ((r > weak).mean(axis=0) * TILE).round(), (((r > 0) & (r <= weak)).mean(axis=0) * TILE).round()
-        work.append((member, strong.astype(int), faint.astype(int)))
+        weak = limit_below(r.T.astype(np.float64), WEAK)[:, None]  # below it a component is worked in float32
+        strong, faint = ((r * kind).astype(bool).mean(axis=0) * TILE for kind in (r >= weak, r < weak))
+        work.append((member, strong.round().astype(int), faint.round().astype(int)))
     print(f"  components: {[len(m.rotation) for m, _, _ in work]}, carrying weight in a cell: "
           f"{[round((s.sum() + f.sum()) / TILE) for _, s, f in work]}")  # fmt: skip
     tile = np.random.default_rng(0).standard_normal((POOLS, TILE))
