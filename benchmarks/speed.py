@@ -24,6 +24,7 @@ from _harness import machine, show, verdict, write
 from threadpoolctl import threadpool_limits
 
 import unpool as up
+from unpool.kernels._mixture_loops import limit_below
 from unpool.kernels.blocks import map_blocks
 from unpool.kernels.mixture import WEAK
 from unpool.measure import noise_covariance
@@ -104,17 +105,18 @@ def model_of(given: Data, n_threads: int) -> tuple[up.Model, str]:
     model = up.Model.from_cells(given.reference, n_threads=n_threads)
     if not told["extras"]:
         model = model.plain()
+    model = model.with_tails(told["nu"])
     if told["adapted"]:
         model = model.adapt(pools, **known)
-    return model, f"{'with' if told['extras'] else 'without'} extras, {'' if told['adapted'] else 'not '}adapted"
+    words = ["with" if told["extras"] else "without", "" if told["adapted"] else "not "]
+    return model, f"{words[0]} extras, nu {told['nu']:g}, {words[1]}adapted"
 
 
 def carrying(shares: Any) -> tuple[Any, Any]:
     """Cells of a tile for which a component (cells x components) is worked in float64, and in float32."""
-    weak = WEAK / shares.shape[1]
-    return tuple(
-        np.rint(TILE * part.mean(axis=0)).astype(int) for part in (shares > weak, (shares > 0) & (shares <= weak))
-    )
+    weak = limit_below(shares.T.astype(np.float64), WEAK)[:, None]
+    strong = (shares >= weak) & (shares > 0)
+    return tuple(np.rint(TILE * part.mean(axis=0)).astype(int) for part in (strong, (shares > 0) & ~strong))
 
 
 def products(counts: list[tuple[Any, Any]], n_cells: int, n_threads: int, *, weighty: bool = False) -> None:

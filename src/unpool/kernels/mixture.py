@@ -19,163 +19,43 @@ upper bound on a density: components whose bound is below a negligible share of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from unpool.kernels._numba import njit
+from unpool.kernels._mixture_loops import (
+    add_means,
+    add_moments,
+    limit_below,
+    nearest_possible,
+    responsibilities_of_tile,
+    squared_distances,
+)
+from unpool.kernels.conditioned import JITTER, Conditioned, condition
 
-__all__ = ["Conditioned", "condition", "posterior_moments", "sparse_responsibilities"]
+__all__ = [
+    "DROPPED",
+    "JITTER",
+    "TILE",
+    "WEAK",
+    "Conditioned",
+    "condition",
+    "posterior_moments",
+    "sparse_responsibilities",
+]
 
 Array = NDArray[np.float64]
 
-# Relative jitter of a pool covariance: carries noise-free and nearly dependent pools.
-JITTER = 1e-9
 # All components dropped from a cell's answer carry together at most this share of its weight.
 DROPPED = 5e-8
 # Components that carry together at most this share of a cell's weight are worked in float32.
 WEAK = 1e-2
-# Cells worked at once: the whitened pools of a few components then stay in the cache.
-TILE = 1024
+# Cells worked at once: what is kept of them, and one component, then stay in the cache.
+TILE = 512
 _MANY = 50  # components from which a bound pays
 _WORTH = 0.7  # share of the components that a bound may leave, to be worth its cost
-_CHUNK = 200  # rows of one product of whitening matrices with a tile
-LEADING = 4  # the bound looks at one in so many pool coordinates, the most variable first
-
-
-class Conditioned(NamedTuple):
-    """A mixture given a design and its noise: what each component needs to answer for a cell.
-
-    Attributes
-    ----------
-    log_weights
-        Components x sizes: log w - ½ log |C|; -inf where a component is not seen at a size.
-    sizes
-        Sizes s.
-    rotation
-        Components x pools x pools: Vᵀ.
-    shift, precision
-        Components x sizes x pools: s Vᵀ Pᵀ mu_k (relative to the origin of the pools), and 1 / (s² (1 - rho) + rho).
-    means
-        Components x genes: mu_k.
-    gain
-        Components x pools x genes: (S_k P V)ᵀ; the posterior mean is s mu_k + s² ((Vᵀ d - shift) * precision) gain.
-    variance
-        Components x sizes x genes: Gaussian posterior variance.
-    gain32
-        The gain in float32, for components that hardly matter to a cell.
-    bound
-        (bounds * p) x (1 + p): for each component and size that exists, whitening of the first p pool coordinates.
-    bound_of
-        Bounds x 2: component and size that a bound belongs to.
-    """
-
-    log_weights: Array
-    sizes: Array
-    rotation: Array
-    shift: Array
-    precision: Array
-    means: Array
-    gain: Array
-    variance: Array
-    gain32: NDArray[np.float32]
-    bound: Array
-    bound_of: NDArray[np.intp]
-
-
-def condition(
-    weights: Array,
-    means: Array,
-    variances: Array,
-    cross: Array,
-    pool_means: Array,
-    pool_covariances: Array,
-    *,
-    noise: Array | None = None,
-    sizes: Array | None = None,
-    origin: Array | None = None,
-    jitter: float = JITTER,
-) -> Conditioned:
-    """Precompute the posterior of every component at every size.
-
-    Parameters
-    ----------
-    weights
-        Components, or components x sizes.
-    means, variances
-        Components x genes: mu_k and the diagonal of S_k.
-    cross
-        Components x genes x pools: S_k P.
-    pool_means, pool_covariances
-        Components x pools: Pᵀ mu_k; components x pools x pools: Pᵀ S_k P + R, both at size one.
-    noise
-        R, pools x pools; needed where there are sizes other than one.
-    sizes
-        Sizes; one by default.
-    origin
-        Pools: what will have been subtracted from the pools of a cell; nothing by default.
-    jitter
-        Added to the diagonal of C_k, relative to its mean.
-
-    Notes
-    -----
-    Cost: components * (20 pools³ + 2 genes * pools²); memory 12 * components * pools * (genes + pools) bytes, and as much
-    again while it runs.
-    """
-    K, m = pool_means.shape
-    sizes = np.ones(1) if sizes is None else np.asarray(sizes, dtype=np.float64)
-    weights = np.asarray(weights, dtype=np.float64).reshape(K, len(sizes))
-    origin = np.zeros(m) if origin is None else origin
-    size = np.trace(pool_covariances, axis1=1, axis2=2) / max(m, 1)
-    extra = jitter * np.where(size > 0, size, 1.0)[:, None, None] * np.eye(m)
-    C = pool_covariances + extra
-    L = np.linalg.cholesky(C)
-    rotation = np.tril(np.linalg.inv(L))
-    rho = np.zeros((K, m))
-    resized = (weights[:, sizes != 1] > 0).any(axis=1)
-    if resized.any():
-        R = extra[resized] + (0.0 if noise is None else noise)
-        rho[resized], vector = np.linalg.eigh(rotation[resized] @ R @ rotation[resized].transpose(0, 2, 1))
-        rotation[resized] = vector.transpose(0, 2, 1) @ rotation[resized]
-    rho = np.clip(rho, 0.0, 1.0)[:, None, :]
-    spread = np.square(sizes)[:, None] * (1 - rho) + rho
-    gain = np.ascontiguousarray((cross @ rotation.transpose(0, 2, 1)).transpose(0, 2, 1))
-    with np.errstate(divide="ignore"):
-        log_weights = np.log(weights) - np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1)[:, None]
-    log_weights -= np.log(spread).sum(axis=2) / 2
-    explained = (np.square(sizes)[:, None] / spread) @ np.square(gain)
-    bound, bound_of = _bounds(weights, sizes, pool_means, pool_covariances, extra, noise, origin)
-    return Conditioned(
-        log_weights=log_weights,
-        sizes=sizes,
-        rotation=np.ascontiguousarray(rotation),
-        shift=np.einsum("kpc,ksc->ksp", rotation, sizes[:, None] * pool_means[:, None, :] - origin),
-        precision=1 / spread,
-        means=np.ascontiguousarray(means),
-        gain=gain,
-        variance=np.maximum(np.square(sizes)[:, None] * (variances[:, None, :] - explained), 0.0),
-        gain32=gain.astype(np.float32),
-        bound=bound,
-        bound_of=bound_of,
-    )
-
-
-def _bounds(
-    weights: Array, sizes: Array, means: Array, covariances: Array, extra: Array, noise: Array | None, origin: Array
-) -> tuple[Array, NDArray[np.intp]]:
-    """Whitening of the leading pool coordinates: [-L⁻¹ mean, L⁻¹] of each component and size with any weight."""
-    p = int(-(-means.shape[1] // LEADING))
-    which = np.argwhere(weights > 0)
-    k, s = which[:, 0], sizes[which[:, 1]]
-    R = extra[:, :p, :p] + (0.0 if noise is None else noise[:p, :p])
-    signal = covariances[:, :p, :p] + extra[:, :p, :p] - R
-    C = (s * s)[:, None, None] * signal[k] + R[k]
-    inverse = np.tril(np.linalg.inv(np.linalg.cholesky(C)))
-    start = -(inverse @ (s[:, None] * means[k, :p] - origin[:p])[:, :, None])
-    return np.concatenate([start, inverse], axis=2).reshape(len(k) * p, p + 1), which
 
 
 def posterior_moments(
@@ -219,36 +99,28 @@ def posterior_moments(
     that are not negligible. With spread d between the component means of a cell, the mean changes by at most
     2 * dropped * d.
     """
-    n, g = len(D), members[0].means.shape[1]
+    n, g = len(D), members[0].gain.shape[2]
     centre = np.zeros(g) if centre is None else centre
     mean = np.zeros((n, g))
     square = np.zeros((n, g) if second else (0, g))
     distance = np.zeros(n)
-    most = max(member.log_weights.size for member in members)
-    bounded = [True] * len(members)  # a bound that skips little is given up
-    table = np.empty(most * min(n, TILE))  # touched only where components survive
-    for start in range(0, n, TILE):
-        tile = slice(start, min(start + TILE, n))
-        D_tile = np.ascontiguousarray(D[tile].T)
-        t = D_tile.shape[1]
-        for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
-            K, S = member.log_weights.shape
-            r = table[: K * S * t].reshape(K, S, t)
-            cells, counts, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded[b])
-            bounded[b] = bounded[b] and counts.sum() < _WORTH * K * t
+    for b, (member, share) in enumerate(zip(members, member_weights, strict=True)):
+        bounded = True  # a bound that skips little is given up
+        for tile, D_tile, r in _tiles(D, member):
+            looked, weight, _, far = _survivors(D_tile, member, nu, dropped, r, bounded)
+            bounded = bounded and looked < _WORTH * weight.size
             distance[tile] += share * far
             if responsibilities is not None:
-                dense = np.zeros((t, K, S))
-                _scatter(r, cells, counts, dense)
+                dense = _by_cell(r, member).reshape(len(far), *member.log_weights.shape)
                 out = responsibilities[b]
                 out[tile] = dense if out.ndim == 3 else dense.sum(axis=2)
-            moments = (mean[tile], square[tile] if second else square)
-            weak = WEAK / K if dropped > 0 else 0.0
-            for gain, above, upto in ((member.gain, weak, np.inf), (member.gain32, 0.0, weak)):
-                _accumulate(
-                    D_tile, r, cells, counts, weight, above, upto, share, member.log_weights, member.sizes, member.rotation, member.shift,
-                    member.precision, member.means, gain, member.variance, centre, nu, *moments, second,
-                )  # fmt: skip
+            weak = limit_below(r if second else weight, WEAK) if dropped > 0 else np.zeros(len(far))
+            what = (D_tile, r, weight, weak, share, member.looks, member.first, member.sizes, member.rotation, member.shift,
+                    member.precision, member.gain, member.gain32)  # fmt: skip
+            if second:
+                add_moments(*what, member.variance, centre, nu, mean[tile], square[tile])
+            else:
+                add_means(*what, mean[tile])
     return mean, np.maximum(square - np.square(mean - centre), 0.0) if second else None, distance
 
 
@@ -256,382 +128,51 @@ def sparse_responsibilities(
     D: Array, member: Conditioned, nu: float, *, dropped: float = DROPPED
 ) -> tuple[sparse.csr_matrix, Array]:
     """Responsibilities, cells x (components * sizes), and log density of each cell up to a constant that members share."""
-    K, S = member.log_weights.shape
-    table = np.empty(K * S * min(len(D), TILE))
     parts, evidence = [], np.empty(len(D))
+    for tile, D_tile, r in _tiles(D, member):
+        _, _, evidence[tile], _ = _survivors(D_tile, member, nu, dropped, r)
+        parts.append(sparse.csr_matrix(_by_cell(r, member)))
+    return sparse.vstack(parts, format="csr"), evidence
+
+
+def _tiles(D: Array, member: Conditioned) -> Iterator[tuple[slice, Array, Array]]:
+    """Rows of each tile of cells, its pools (pools x cells), and room for its responsibilities."""
+    table = np.empty(len(member.looks) * min(len(D), TILE))
     for start in range(0, len(D), TILE):
         D_tile = np.ascontiguousarray(D[start : start + TILE].T)
-        t = D_tile.shape[1]
-        r = table[: K * S * t].reshape(K, S, t)
-        cells, counts, _, evidence[start : start + t], _ = _survivors(D_tile, member, nu, dropped, r)
-        dense = np.zeros((t, K, S))
-        _scatter(r, cells, counts, dense)
-        parts.append(sparse.csr_matrix(dense.reshape(t, K * S)))
-    return sparse.vstack(parts, format="csr"), evidence
+        n = D_tile.shape[1]
+        yield slice(start, start + n), D_tile, table[: len(member.looks) * n].reshape(-1, n)
+
+
+def _by_cell(r: Array, member: Conditioned) -> Array:
+    """Responsibilities (looks x cells) as cells x (components * sizes)."""
+    dense = np.zeros((r.shape[1], member.log_weights.size))
+    dense[:, np.ravel_multi_index(tuple(member.looks.T), member.log_weights.shape)] = r.T
+    return dense
 
 
 def _survivors(
     D_tile: Array, member: Conditioned, nu: float, dropped: float, r: Array, bounded: bool = True
-) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array]:
-    """Responsibilities of one tile (pools x cells), written into r; see `_responsibilities`."""
+) -> tuple[int, Array, Array, Array]:
+    """Responsibilities of one tile (pools x cells), written into r; see `responsibilities_of_tile`."""
     K, m = len(member.log_weights), len(D_tile)
     p = member.bound.shape[1] - 1
-    nearest = np.full((K, D_tile.shape[1]), -np.inf)
+    nearest = np.empty((0, D_tile.shape[1]))
     if bounded and dropped > 0 and K >= _MANY and 0 < p < m:
         augmented = np.concatenate([np.ones((1, D_tile.shape[1])), D_tile[:p]])
-        q = _squared_distances(member.bound, augmented, len(member.bound_of))
-        nearest = _nearest(q, member.bound_of, member.log_weights, nu, m)
-    answer: tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array] = _responsibilities(
-        D_tile, nearest, member.log_weights, member.rotation, member.shift, member.precision, nu, dropped, r
+        q = squared_distances(member.bound, augmented, len(member.looks))
+        nearest = nearest_possible(q, member.looks, member.log_weights, nu, m)
+    answer: tuple[int, Array, Array, Array] = responsibilities_of_tile(
+        D_tile,
+        nearest,
+        member.log_weights,
+        member.looks,
+        member.first,
+        member.rotation,
+        member.shift,
+        member.precision,
+        nu,
+        dropped,
+        r,
     )
     return answer
-
-
-@njit(fastmath={"contract"})
-def _squared_distances(whitening: Array, augmented: Array, K: int) -> Array:
-    """q, components x cells: squared norms of whitening @ (1, d), a few components at a time."""
-    m, n = augmented.shape[0] - 1, augmented.shape[1]
-    q = np.zeros((K, n))
-    if m == 0:
-        return q
-    step = max(1, _CHUNK // m)
-    product = np.empty((step * m, n))
-    for first in range(0, K, step):
-        last = min(first + step, K)
-        y = product[: (last - first) * m]
-        np.dot(whitening[first * m : last * m], augmented, y)
-        for k in range(first, last):
-            qk = q[k]
-            for row in range((k - first) * m, (k - first + 1) * m):
-                yr = y[row]
-                for i in range(n):
-                    qk[i] += yr[i] * yr[i]
-    return q
-
-
-@njit(fastmath={"contract"})
-def _power(nu: float, m: int) -> float:
-    return (nu + m) / 2 if nu < np.inf else 1.0
-
-
-@njit(fastmath={"contract"})
-def _nearest(q: Array, of: NDArray[np.intp], log_weights: Array, nu: float, m: int) -> Array:
-    """Lower bound on a component's remoteness u from each cell (see `_responsibilities`), over its sizes."""
-    K, n = log_weights.shape[0], q.shape[1]
-    nearest = np.full((K, n), np.inf)
-    highest = np.max(log_weights)
-    for b in range(len(of)):
-        k, s = of[b]
-        uk, qb = nearest[k], q[b]
-        below = highest - log_weights[k, s]
-        if nu < np.inf:
-            factor = np.exp(below / _power(nu, m))
-            scale = factor / (nu - 2.0)
-            for i in range(n):
-                uk[i] = min(uk[i], factor + qb[i] * scale)
-        else:
-            for i in range(n):
-                uk[i] = min(uk[i], qb[i] / 2 + below)
-    return nearest
-
-
-@njit(fastmath={"contract"})
-def _rotated(D: Array, rotation: Array, cells: NDArray[np.int32], gathered: Array, product: Array) -> Array:
-    """Vᵀ d of some cells: pools x cells."""
-    m, count = len(rotation), len(cells)
-    G = gathered[: m * count].reshape(m, count)
-    z = product[: m * count].reshape(m, count)
-    for j in range(m):
-        row, source = G[j], D[j]
-        for i in range(count):
-            row[i] = source[cells[i]]
-    if m > 0:
-        np.dot(rotation, G, z)
-    return z
-
-
-@njit(fastmath={"contract"})
-def _squared(z: Array, shift: Array, precision: Array, q: Array) -> None:
-    """Distances q of some cells (rotated pools z: pools x cells) under one component at one size."""
-    q[:] = 0.0
-    for j in range(len(z)):
-        zj, a, c = z[j], shift[j], precision[j]
-        for i in range(len(q)):
-            q[i] += (zj[i] - a) * (zj[i] - a) * c
-
-
-@njit(fastmath={"contract"})
-def _raised(x: Array, power: float) -> None:
-    """Raise x to a power, in place; by multiplication where twice the power is a whole number."""
-    twice = int(np.round(2 * power))
-    if twice != 2 * power or twice > 400:
-        for i in range(len(x)):
-            x[i] = np.exp(power * np.log(x[i])) if x[i] > 0 else 0.0
-        return
-    base = np.sqrt(x) if twice % 2 else x.copy()
-    left = twice if twice % 2 else twice // 2
-    x[:] = 1.0
-    while left:
-        if left % 2:
-            for i in range(len(x)):
-                x[i] *= base[i]
-        left //= 2
-        for i in range(len(x)):
-            base[i] *= base[i]
-
-
-@njit(fastmath={"contract"})
-def _responsibilities(
-    D: Array,
-    nearest: Array,
-    log_weights: Array,
-    rotation: Array,
-    shift: Array,
-    precision: Array,
-    nu: float,
-    dropped: float,
-    u: Array,
-) -> tuple[NDArray[np.int32], NDArray[np.intp], Array, Array, Array]:
-    """Responsibilities of the components that are not negligible.
-
-    A density is a falling function of the remoteness u: for Student components its power -(nu + m)/2, with
-    u = (1 + q / (nu - 2)) / c; for Gaussian ones exp(-u), with u = q / 2 - log c; c the weight with its determinant. So
-    finding the largest density, and those close to it, needs no logarithm.
-
-    Component k answers for the cells `cells[k, :counts[k]]`; their responsibilities replace u[k, :, :counts[k]]. D is
-    pools x cells. Also returned: `weight[k, :counts[k]]`, the sums of these over the sizes, log density of each cell up to
-    a constant, and its mean q.
-    """
-    K, S = log_weights.shape
-    m, n = D.shape
-    student = nu < np.inf
-    power = _power(nu, m)
-    highest = np.max(log_weights)
-    # components that cannot reach this share of the best one's density are not even looked at
-    cut = np.log(2 * K * S / dropped) if dropped > 0 else np.inf
-    reach = np.exp(cut / power) if student else cut
-    cells = np.empty((K, n), np.int32)
-    counts = np.zeros(K, np.intp)
-    gathered, product = np.empty(m * n), np.empty(m * n)
-    at_best, distances = np.empty(n), np.empty(n)
-    smallest = np.full(n, np.inf)
-
-    # the component that the bound puts first gives each cell a density to compare with
-    best = np.zeros(n, np.intp)
-    lowest = nearest[0].copy()
-    for k in range(1, K):
-        for i in range(n):
-            if nearest[k, i] < lowest[i]:
-                lowest[i] = nearest[k, i]
-                best[i] = k
-    some = np.empty(n, np.int32)
-    for first in (True, False):
-        for k in range(K):
-            count = 0
-            if first:
-                for i in range(n):
-                    if best[i] == k:
-                        some[count] = i
-                        count += 1
-            else:
-                for i in range(n):
-                    if nearest[k, i] <= (smallest[i] * reach if student else smallest[i] + reach):
-                        some[count] = i
-                        count += 1
-            if count == 0:
-                continue
-            z = _rotated(D, rotation[k], some[:count], gathered, product)
-            for s in range(S):
-                us = u[k, s, :count]
-                if log_weights[k, s] == -np.inf:
-                    us[:] = np.inf
-                    continue
-                _squared(z, shift[k, s], precision[k, s], us)
-                below = highest - log_weights[k, s]
-                factor = np.exp(below / power)
-                if student:
-                    scale = factor / (nu - 2.0)
-                    for i in range(count):
-                        us[i] = factor + us[i] * scale
-                else:
-                    for i in range(count):
-                        us[i] = us[i] / 2 + below
-                for i in range(count):
-                    smallest[some[i]] = min(smallest[some[i]], us[i])
-            if not first:
-                counts[k] = count
-                cells[k, :count] = some[:count]
-
-    # densities relative to the largest; how much weight the components below a few thresholds carry
-    levels = int(np.ceil(np.log(2 * K) / np.log(4.0))) if dropped > 0 else 0
-    below_level = np.zeros((n, levels))
-    total, distance = np.zeros(n), np.zeros(n)
-    weight = np.zeros((K, n))
-    for k in range(K):
-        count = counts[k]
-        for a in range(count):
-            at_best[a] = smallest[cells[k, a]]
-        of_component = weight[k, :count]
-        for s in range(S):
-            if log_weights[k, s] == -np.inf:
-                continue
-            us, below = u[k, s, :count], highest - log_weights[k, s]
-            factor = np.exp(below / power)
-            q = distances[:count]
-            if student:
-                for a in range(count):
-                    q[a] = (us[a] / factor - 1.0) * (nu - 2.0)
-                    us[a] = at_best[a] / us[a]
-                _raised(us, power)
-            else:
-                for a in range(count):
-                    q[a] = 2 * (us[a] - below)
-                    us[a] = np.exp(at_best[a] - us[a])
-            for a in range(count):
-                of_component[a] += us[a]
-                q[a] *= us[a]
-            for a in range(count):
-                distance[cells[k, a]] += q[a]
-        for a in range(count):
-            i, w = cells[k, a], of_component[a]
-            total[i] += w
-            threshold = dropped
-            for t in range(levels):
-                if w >= threshold:
-                    break
-                below_level[i, t] += w
-                threshold /= 4
-    limit, log_density = np.zeros(n), np.empty(n)
-    for i in range(n):
-        distance[i] /= total[i]
-        log_density[i] = np.log(total[i]) + highest - (power * np.log(smallest[i]) if student else smallest[i])
-        threshold = dropped
-        for t in range(levels):
-            if below_level[i, t] <= dropped / 2 * total[i]:
-                limit[i] = threshold
-                total[i] -= below_level[i, t]
-                break
-            threshold /= 4
-    for k in range(K):
-        count, scale = counts[k], at_best
-        for a in range(count):
-            i = cells[k, a]
-            scale[a] = 1.0 / total[i] if weight[k, a] >= limit[i] else 0.0
-            weight[k, a] *= scale[a]
-        for s in range(S):
-            us = u[k, s]
-            if log_weights[k, s] == -np.inf:
-                us[:count] = 0.0
-            else:
-                for a in range(count):
-                    us[a] *= scale[a]
-    return cells, counts, weight, log_density, distance
-
-
-@njit()
-def _scatter(r: Array, cells: NDArray[np.int32], counts: NDArray[np.intp], dense: Array) -> None:
-    """Write responsibilities into cells x components x sizes."""
-    for k in range(len(counts)):
-        for s in range(r.shape[1]):
-            for a in range(counts[k]):
-                dense[cells[k, a], k, s] = r[k, s, a]
-
-
-@njit(fastmath={"contract"})
-def _accumulate(
-    D: Array,
-    r: Array,
-    cells: NDArray[np.int32],
-    counts: NDArray[np.intp],
-    weight: Array,
-    above: float,
-    upto: float,
-    share: float,
-    log_weights: Array,
-    sizes: Array,
-    rotation: Array,
-    shift: Array,
-    precision: Array,
-    means: Array,
-    gain: NDArray[np.floating],
-    variance: Array,
-    centre: Array,
-    nu: float,
-    mean: Array,
-    square: Array,
-    second: bool,
-) -> None:
-    """Add r (mean) and r ((mean - centre)² + variance) of the components with above < r <= upto to the cells.
-
-    Without the variance, the sizes of a component share one product with its gain.
-    """
-    m, n = D.shape
-    K, g = means.shape
-    S = len(sizes)
-    mine, at = np.empty(n, np.int32), np.empty(n, np.intp)
-    w, at_size = np.empty((S, n)), np.empty(S, np.intp)
-    q, level, c = np.empty(n), np.empty(n), np.empty(n)
-    gathered, product = np.empty(m * n), np.empty(m * n)
-    coefficients = np.empty(m * n, gain.dtype)
-    answers = np.zeros((n, g), gain.dtype)
-    for k in range(K):
-        count = 0
-        for a in range(counts[k]):
-            if above < weight[k, a] <= upto:
-                mine[count] = cells[k, a]
-                at[count] = a
-                count += 1
-        if count == 0:
-            continue
-        seen = 0  # the sizes that exist
-        for s in range(S):
-            if log_weights[k, s] > -np.inf:
-                at_size[seen] = s
-                for a in range(count):
-                    w[seen, a] = share * r[k, s, at[a]]
-                seen += 1
-        z = _rotated(D, rotation[k], mine[:count], gathered, product)
-        C = coefficients[: m * count].reshape(m, count)
-        if second:
-            for t in range(seen):
-                if w[t, :count].max() == 0.0:
-                    continue
-                s = at_size[t]
-                size = sizes[s]
-                for j in range(m):
-                    Cj, zj, a, p = C[j], z[j], shift[k, s, j], size * size * precision[k, s, j]
-                    for i in range(count):
-                        Cj[i] = p * (zj[i] - a)
-                _squared(z, shift[k, s], precision[k, s], q[:count])
-                if m > 0:
-                    np.dot(C.T, gain[k], answers[:count])
-                for i in range(count):
-                    stretch = (nu - 2.0 + q[i]) / (nu - 2.0 + m) if nu < np.inf else 1.0
-                    wi, cell = w[t, i], mine[i]
-                    for j in range(g):
-                        x = answers[i, j] + size * means[k, j]
-                        mean[cell, j] += wi * x
-                        x -= centre[j]
-                        square[cell, j] += wi * (x * x + stretch * variance[k, s, j])
-        else:
-            level[:count] = 0.0
-            for t in range(seen):
-                size = sizes[at_size[t]]
-                for i in range(count):
-                    level[i] += w[t, i] * size
-                    w[t, i] *= size * size
-            for j in range(m):
-                c[:count] = 0.0
-                Cj, zj = C[j], z[j]
-                for t in range(seen):
-                    a, p, wt = shift[k, at_size[t], j], precision[k, at_size[t], j], w[t]
-                    for i in range(count):
-                        c[i] += wt[i] * (p * (zj[i] - a))
-                for i in range(count):
-                    Cj[i] = c[i]
-            if m > 0:
-                np.dot(C.T, gain[k], answers[:count])
-            for i in range(count):
-                li, cell = level[i], mine[i]
-                for j in range(g):
-                    mean[cell, j] += answers[i, j] + li * means[k, j]
