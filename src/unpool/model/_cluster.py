@@ -17,6 +17,7 @@ MIN_CLUSTERS = 4
 MAX_CLUSTERS = 400
 MAX_CELLS = 20_000  # k-means sees an even random subset of larger references; then all cells join their nearest centre
 _MAX_ITER = 100
+_DECIMALS = 9  # of features, which are about one: units, and the last bits of a sum, then decide no tie between clusters
 
 
 def _standardised(Y: Array) -> Array:
@@ -75,7 +76,7 @@ def cluster(X: Array, scale: str, rng: np.random.Generator, *, most: int = MAX_C
     Cost: min(cells, 20,000) * K * genes a sweep, at most 100 sweeps. Duplicated cells can leave fewer clusters than asked
     for; scikit-learn warns then, which the caller silences.
     """
-    features = SCALES[scale](X)
+    features = SCALES[scale](X).round(_DECIMALS)
     n = len(features)
     sample = features
     if n > MAX_CELLS:
@@ -88,7 +89,7 @@ def cluster(X: Array, scale: str, rng: np.random.Generator, *, most: int = MAX_C
 
 def coarse_types(means: Array, weights: Array, sd: Array, most: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """Group clusters into at most `most` types: weighted k-means of arcsinh(mean / 0.3 sd). Type of each, none empty."""
-    features = np.arcsinh(means / (0.3 * np.where(sd > 0, sd, 1.0)))
+    features = np.arcsinh(means / (0.3 * np.where(sd > 0, sd, 1.0))).round(_DECIMALS)
     n = min(most, len(means))
     fit = KMeans(n, n_init=1, random_state=int(rng.integers(2**31))).fit(features, sample_weight=weights)
     return np.unique(fit.labels_, return_inverse=True)[1].astype(np.intp)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,12 +35,22 @@ __all__ = ["Model"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 NU = 5.0
-N_MEMBERS, N_TYPES = 4, 25
-FEW_GENES = 32  # where genes are few a component costs little: more members, and more pairs at more sizes
-FEW_N_MEMBERS, FEW_N_TYPES = 12, 50
 FAST_CLUSTERS = 16
 FAST_DROPPED = 1e-3  # share of a cell's weight given up by skipping components, fast
 _RESOLUTION_CELLS = 2048
+
+
+class Extent(NamedTuple):
+    """How much a model holds: members, coarse types to pair, weight at other sizes, and whether pairs have sizes."""
+
+    members: int
+    types: int
+    other_sizes: float
+    sized_pairs: bool
+
+
+FEW_GENES = 32  # up to here a component costs little
+FEW, MANY = Extent(12, 50, 0.3, True), Extent(4, 25, 0.1, False)
 
 
 class Model:
@@ -142,9 +152,9 @@ class Model:
         )  # scikit-learn: only fitting needs it
 
         rng = generator(rng)
-        few = X.shape[1] <= FEW_GENES
+        extent = FEW if X.shape[1] <= FEW_GENES else MANY
         if fast or n_members is None:
-            n_members = 1 if fast else FEW_N_MEMBERS if few else N_MEMBERS
+            n_members = 1 if fast else extent.members
         n_members = integer(n_members, "n_members")
         extras, most = extras and not fast, FAST_CLUSTERS if fast else MAX_CLUSTERS
         rows = _reference_rows(X.shape[0], rng)
@@ -161,10 +171,12 @@ class Model:
             called = None if code is None else composition(clusters, code, len(label_names))
             if not extras:
                 return mixture, called
-            n_types = FEW_N_TYPES if few else N_TYPES
-            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), n_types, seed)
+            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), extent.types, seed)
             types = type_of[clusters]
-            mixture = with_extras(mixture, shrunk_mixture(X, types), type_of, sized_pairs=few)
+            mixture = with_extras(
+                mixture, shrunk_mixture(X, types), type_of,
+                other_sizes=extent.other_sizes, sized_pairs=extent.sized_pairs,
+            )  # fmt: skip
             if called is not None and code is not None:
                 of_type = composition(types, code, len(label_names))
                 i, j = (mixture.pairs - len(called)).T

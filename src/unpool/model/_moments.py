@@ -14,9 +14,8 @@ __all__ = ["one_gaussian", "overall_variance", "shrunk_mixture", "with_extras"]
 TREND_CELLS = 20.0  # the trend's variance counts as much as this many cells
 FLOOR = 1e-3  # share of a gene's overall variance that every component keeps
 SIZES = (1.0, 0.5, 0.7, 1.4, 2.0)
-SIZE_SHARES = (0.9, 0.35 / 11, 0.35 / 11, 0.2 / 11, 0.2 / 11)  # of a cluster's weight; mean size one
+_OTHERS = np.array([0.35, 0.35, 0.2, 0.2]) / 1.1  # how weight at other sizes divides over them: mean size one
 PAIR_SHARE = 0.2  # of all weight, for the pairs
-PAIR_SIZE_SHARES = (0.6, 1.4 / 11, 1.4 / 11, 0.8 / 11, 0.8 / 11)  # the same of a pair's, where pairs have sizes
 _LEVEL = 0.05  # share of a gene's overall mean added to a component's mean where the trend is read
 
 
@@ -70,7 +69,9 @@ def shrunk_mixture(X: Array, labels: NDArray[np.intp]) -> Mixture:
     )
 
 
-def with_extras(clusters: Mixture, types: Mixture, type_of: NDArray[np.intp], *, sized_pairs: bool = False) -> Mixture:
+def with_extras(
+    clusters: Mixture, types: Mixture, type_of: NDArray[np.intp], *, other_sizes: float = 0.1, sized_pairs: bool = False
+) -> Mixture:
     """Let every cluster be seen at other sizes, and add the pairs of coarse types; the mean stays.
 
     Other sizes let a cell be brighter or dimmer than its cluster ever was: this helps most where the cells differ from the
@@ -83,13 +84,16 @@ def with_extras(clusters: Mixture, types: Mixture, type_of: NDArray[np.intp], *,
         Moments of the clusters and of the types that they are grouped to.
     type_of
         Type of each cluster.
+    other_sizes
+        Share of a component's weight at sizes other than one.
     sized_pairs
         Whether pairs are seen at other sizes, too: up to two, the sum of two types.
     """
     K, T, w = clusters.n_components, types.n_components, types.weights
     pairs = np.column_stack(np.triu_indices(T, 1))
     shares = np.zeros((K + len(pairs), len(SIZES)))
-    shares[:K], shares[K:] = SIZE_SHARES, PAIR_SIZE_SHARES if sized_pairs else np.eye(len(SIZES))[0]
+    shares[:, 0] = 1.0
+    shares[: len(shares) if sized_pairs else K] = [1 - other_sizes, *other_sizes * _OTHERS]
     weights = clusters.weights
     if len(pairs):
         mixed = (1 - w) / (1 - w @ w)  # weight in pairs of a type, relative to its own and to that of all pairs
@@ -117,7 +121,8 @@ def _trend(means: Array, spread: Array, count: NDArray[np.intp], mean: Array) ->
     pooled = spread.sum(axis=0) / max(n - K, 1)
     level = means + _LEVEL * mean
     level = np.maximum(level, 1e-6 * mean.mean()) if mean.mean() > 0 else np.ones_like(level)
-    seen = (count[:, None] >= 5) & (spread > 0)
+    # a constant gene's spread is the last bits of a sum, which differ with the units
+    seen = (count[:, None] >= 5) & (spread > 1e-12 * count[:, None] * np.square(level))
     weight = count[:, None] * seen
     x = np.log(level)
     y = np.log(np.where(seen, spread / count[:, None], 1.0))
