@@ -386,16 +386,16 @@ def test_a_dead_pool_that_is_left_out_does_no_harm(blood):
 def test_a_cell_type_that_the_reference_lacks_is_noticed(blood):
     reference, truth, design, pools, v = blood
     M, P = np.asarray(truth.X, dtype=float), design.matrices[0]
-    strange = 2 * M[:150][:, np.random.default_rng(0).permutation(GENES)]
-    D = np.vstack([strange @ P, pools.X[150:]])
+    strange = 2 * M[:300][:, np.random.default_rng(0).permutation(GENES)]
+    D = np.vstack([strange @ P, pools.X[300:]])
     with pytest.warns(UnpoolWarning) as caught:
         x = up.decode(up.pooled(D, design), reference, noise_var=v, sd=False, crossfit=False)
     assert any("does not explain" in str(w.message) for w in caught)
     misfit = x.obs["unpool_misfit"].to_numpy()
     assert np.isfinite(x.X).all()
-    assert np.median(misfit[:150]) > np.quantile(misfit[150:], 0.9)
+    assert np.median(misfit[:300]) > np.quantile(misfit[300:], 0.9)
     known = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False).obs["unpool_misfit"].to_numpy()
-    assert np.median(known[:150]) < np.quantile(misfit[150:], 0.9)
+    assert np.median(known[:300]) < np.quantile(misfit[300:], 0.9)
 
 
 def test_doublets_are_decoded_as_mixtures(blood, model):

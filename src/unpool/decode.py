@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "decode"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
-STRANGE_POOL, STRANGE_CELL, STRANGE_SHARE = 3.0, 10.0, 0.03  # what is worth a warning
+STRANGE_POOL, STRANGE_CELL, STRANGE_SHARE = 3.0, 10.0, 0.05  # what is worth a warning
 DOUBLE_DIPPING = (
     "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
     "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
