@@ -17,7 +17,7 @@ MIN_CLUSTERS = 4
 MAX_CLUSTERS = 400
 MAX_CELLS = 20_000  # k-means sees an even random subset of larger references; then all cells join their nearest centre
 _MAX_ITER = 100
-_DECIMALS = 9  # of features, which are about one: units, and the last bits of a sum, then decide no tie between clusters
+_DECIMALS = 9  # of features, which are about one: the last bits of a sum then decide no tie between clusters
 
 
 def _standardised(Y: Array) -> Array:
