@@ -174,7 +174,7 @@ def main() -> None:
     """Print the table and write results/uncertainty.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the imc16 files (default: UNPOOL_DATA)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="part of a setting's name")
     given = parser.parse_args()
