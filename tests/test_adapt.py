@@ -22,6 +22,11 @@ def score(X, M):
     return np.mean([np.corrcoef(x, m)[0, 1] for x, m in zip(np.asarray(X).T, np.asarray(M).T, strict=True)])
 
 
+def reweighted(model, weights, shares):
+    """The same components with other weights (components x sizes of every member)."""
+    return Model(model.genes, [m.reweighted(w) for m, w in zip(model.members, weights, strict=True)], shares=shares)
+
+
 @pytest.fixture(scope="module")
 def blood():
     """Reference, cells to decode, design, their pools and noise variances."""
@@ -54,7 +59,7 @@ def test_adapting_to_cells_of_the_reference_costs_nothing(blood, model):
     assert score(decoded(adapted, pools, v, P), M) > before - 0.003
     # a twin that trusts the pooled cells alone, and gives all weight to few components, pays
     few = [np.where(m.joint_weights >= np.sort(m.joint_weights.ravel())[-8], 1.0, 1e-9) for m in adapted.members]
-    astray = model._reweighted(few, adapted.shares)
+    astray = reweighted(model, few, adapted.shares)
     assert score(decoded(astray, pools, v, P), M) < before - 0.003
 
 
@@ -143,7 +148,7 @@ def test_selection_leaves_out_extras_that_do_not_help(blood):
         weights = np.zeros_like(member.joint_weights)
         weights[-len(member.pairs) :, 0] = 1.0  # nothing but pairs
         weights[: -len(member.pairs), 0] = 1e-9
-        return model._reweighted([weights], model.shares)
+        return reweighted(model, [weights], model.shares)
 
     def gain(fit):
         rehearsal = rehearse(X, P, R, fit, rng=np.random.default_rng(0))

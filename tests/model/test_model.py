@@ -323,3 +323,15 @@ def test_save_and_load(setup, tmp_path):
     for name in ("cut", "text", "other", "missing"):
         with pytest.raises(FileError, match=name):
             Model.load(tmp_path / f"{name}.npz")
+
+
+def test_light_tails_become_gaussian():
+    """Also where most components are skipped: what is not looked at must not spoil the misfit."""
+    cells = up.simulate.cell_types(1500, 20, 12, rng=0)
+    X, P = np.asarray(cells.X, dtype=float), up.design.balanced(20, 10, pools_per_gene=2, rng=0).matrices[0]
+    model = Model._from_array(X[:1300], list(cells.var_names), n_members=1)
+    light, gaussian, heavy = (
+        model.with_tails(nu).posterior(X[1300:] @ P, P, noise_var=1e-3) for nu in (1e9, np.inf, 5.0)
+    )
+    assert np.allclose(light.misfit, gaussian.misfit, atol=1e-3)
+    assert not np.allclose(heavy.misfit, gaussian.misfit, atol=1e-3)

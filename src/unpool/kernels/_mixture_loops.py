@@ -22,7 +22,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-_FAR = 1e300  # remoteness of what was not looked at
+_FAR = 1e200  # remoteness of what was not looked at; times any nu it stays finite
 _STRIP = 128  # cells whose coordinates under one component stay in the fastest cache
 _CHUNK = 200  # rows of one product of whitening matrices with a tile
 

@@ -448,11 +448,6 @@ class Model:
         learned = adapted(self.members, self.shares, self.nu, sample, strengths, n_threads=n_threads)
         return Model(self.genes, learned.members, nu=self.nu, shares=learned.shares, labels=self.labels), learned
 
-    def _reweighted(self, weights: Sequence[Array], shares: Array) -> Model:
-        """The same components with other weights (components x sizes of every member), and other shares."""
-        members = [member.reweighted(w) for member, w in zip(self.members, weights, strict=True)]
-        return Model(self.genes, members, nu=self.nu, shares=shares, labels=self.labels)
-
     def plain(self) -> Model:
         """The model without its extra components: every cluster at size one, no pairs."""
         labels = self.labels

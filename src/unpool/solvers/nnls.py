@@ -144,5 +144,4 @@ def _share(work: Callable[[Any], None], tasks: Iterable[Any], threads: int) -> N
             work(task)
         return
     with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
-        for _ in pool.map(work, tasks):  # the loop raises what a task raised
-            pass
+        list(pool.map(work, tasks))  # raises what a task raised
