@@ -122,11 +122,12 @@ def test_few_genes_get_more_members_and_pairs_up_to_the_sum_of_two_types():
     rng = np.random.default_rng(0)
     X = rng.gamma(2.0, size=(150, 33)) * rng.integers(1, 4, size=(150, 1))
     few, many = (Model._from_array(X[:, :g], [f"g{j}" for j in range(g)]) for g in (32, 33))
-    assert (len(few.members), len(many.members)) == (12, 4)
-    at_two = few.members[0].sizes == 2
+    assert (len(few.members), len(many.members)) == (6, 4)
     n_pairs = len(few.members[0].pairs)
     assert n_pairs > 0
-    sums = few.members[0].size_shares[-n_pairs:, at_two]
-    assert (sums > 0).all()
-    assert not many.members[0].size_shares[-len(many.members[0].pairs) :, at_two].any()
+    shares = few.members[0].size_shares[-n_pairs:]
+    sums, between = (shares[:, np.isin(few.members[0].sizes, s)] for s in (2.0, (0.7, 1.4)))
+    assert (sums > 0).all() and not between.any()
+    np.testing.assert_allclose(shares @ few.members[0].sizes, 1)  # the mean stays
+    assert not many.members[0].size_shares[-len(many.members[0].pairs) :, 1:].any()
     assert len(Model._from_array(X[:, :32], few.genes, n_members=2).members) == 2

@@ -50,7 +50,7 @@ class Extent(NamedTuple):
 
 
 FEW_GENES = 32  # up to here a component costs little
-FEW, MANY = Extent(12, 50, 0.3, True), Extent(4, 25, 0.1, False)
+FEW, MANY = Extent(6, 50, 0.3, True), Extent(4, 25, 0.1, False)
 
 
 class Model:
@@ -120,7 +120,7 @@ class Model:
             Seed of the clusterings.
         n_members
             Clusterings, on the scales arcsinh, sqrt, linear, arcsinh with a finer and a coarser cofactor, composition, in
-            turn. More than six start again with other seeds. None: 12 for at most 32 genes, 4 for more.
+            turn. More than six start again with other seeds. None: 6 for at most 32 genes, 4 for more.
         fast
             One member of at most 16 clusters without extra components, whatever n_members.
         n_threads

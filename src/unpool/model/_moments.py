@@ -14,7 +14,9 @@ __all__ = ["one_gaussian", "overall_variance", "shrunk_mixture", "with_extras"]
 TREND_CELLS = 20.0  # the trend's variance counts as much as this many cells
 FLOOR = 1e-3  # share of a gene's overall variance that every component keeps
 SIZES = (1.0, 0.5, 0.7, 1.4, 2.0)
-_OTHERS = np.array([0.35, 0.35, 0.2, 0.2]) / 1.1  # how weight at other sizes divides over them: mean size one
+# how weight at other sizes divides over them, so that the mean size is one
+_OTHERS = np.array([0.35, 0.35, 0.2, 0.2]) / 1.1
+_OTHERS_OF_PAIRS = np.array([2.0, 0.0, 0.0, 1.0]) / 3  # sizes between add nothing, and cost
 PAIR_SHARE = 0.2  # of all weight, for the pairs
 _LEVEL = 0.05  # share of a gene's overall mean added to a component's mean where the trend is read
 
@@ -87,13 +89,15 @@ def with_extras(
     other_sizes
         Share of a component's weight at sizes other than one.
     sized_pairs
-        Whether pairs are seen at other sizes, too: up to two, the sum of two types.
+        Whether pairs are seen at other sizes, too: dim, and at two, the sum of two types.
     """
     K, T, w = clusters.n_components, types.n_components, types.weights
     pairs = np.column_stack(np.triu_indices(T, 1))
     shares = np.zeros((K + len(pairs), len(SIZES)))
     shares[:, 0] = 1.0
-    shares[: len(shares) if sized_pairs else K] = [1 - other_sizes, *other_sizes * _OTHERS]
+    shares[:K] = [1 - other_sizes, *other_sizes * _OTHERS]
+    if sized_pairs:
+        shares[K:] = [1 - other_sizes, *other_sizes * _OTHERS_OF_PAIRS]
     weights = clusters.weights
     if len(pairs):
         mixed = (1 - w) / (1 - w @ w)  # weight in pairs of a type, relative to its own and to that of all pairs
