@@ -192,6 +192,7 @@ def _done(record: Mapping[str, Any], design: Design | None, pooled: AnnData | No
         done.append(("Noise", "; ".join(noise)))
     if "method" in record:
         done.append(("Method", str(record["method"])))
+    done += _learned(record)
     parameters = _mapping(record.get("parameters"))
     if parameters:
         done.append(("Parameters", ", ".join(f"{k} = {_text(v)}" for k, v in parameters.items())))
@@ -207,6 +208,29 @@ def _done(record: Mapping[str, Any], design: Design | None, pooled: AnnData | No
     if versions:
         done.append(("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
     return done
+
+
+def _learned(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Terms and descriptions of what was chosen on held-out reference cells and learned from the pools."""
+    told = []
+    if "extras" in record:
+        extras = "cell types at other sizes and in pairs" if record["extras"] else "cell types as the reference shows them"
+        nu = float(record.get("nu", np.inf))
+        tails = f"Student tails with {nu:g} degrees of freedom" if np.isfinite(nu) else "no heavy tails"
+        scores = [
+            f"{number(r)} {key.removeprefix('held_out_pearson_').replace('_', ' ')}"
+            for key, r in sorted(_mapping(record.get("selection")).items(), key=lambda item: (-float(item[1]), item[0]))
+        ]
+        why = f"; chosen by the Pearson of held-out reference cells ({', '.join(scores)})" if scores else ""
+        told.append(("Model", f"{extras}; {tails}{why}"))
+    if "adapted" in record:
+        because = f": {record['adapted_because']}" if "adapted_because" in record else ""
+        told.append(("Adapted to the pools", f"{'yes' if record['adapted'] else 'no'}{because}"))
+    for what in ("gene_gain", "pool_gain"):
+        values = [np.asarray(record[k]) for k in sorted(record) if k.startswith(what)]
+        if values:
+            told.append((f"Gains of the {what.removesuffix('_gain')}s", _extent(np.concatenate(values))))
+    return told
 
 
 def _text(value: Any) -> str:
