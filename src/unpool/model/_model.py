@@ -360,8 +360,9 @@ class Model:
     def estimate_noise(self, D: Any, P: Any, *, noise_stage: str = "pool") -> Array:
         """Noise variance by EM: one a pool (pool stage), or one number (expression stage).
 
-        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. What the model
-        cannot explain counts as noise, so small noise is overestimated where the reference is small or of another kind.
+        Uses the first member and at most 4,096 cells, evenly strided; never below 1e-6 of a pool's variance. A cell counts
+        for less the worse the model explains it; still, small noise is overestimated where the reference is small or of
+        another kind.
         """
         P, D = self._design(P), _pools(D)
         choice(noise_stage, NOISE_STAGES, "noise_stage")

@@ -19,8 +19,9 @@ _PRIOR_CELLS = 20.0  # the noise-to-signal ratio common to all pools counts as m
 def estimate_variance(mixture: Mixture, D: Array, P: Array, stage: str, nu: float) -> Array:
     """Noise variance of each pool ("pool": a vector) or of every entry of M ("expression": a number), by EM.
 
-    The E-step is the posterior of the noise itself, by the code that decodes genes; the M-step its mean square. The pools
-    are put on unit scale (pool stage) or into coordinates where the noise is white (expression stage).
+    The E-step is the posterior of the noise itself, by the code that decodes genes; the M-step its mean square, in which a
+    cell counts for less the worse its components explain it, or what the reference lacks would be taken for noise. The
+    pools are put on unit scale (pool stage) or into coordinates where the noise is white (expression stage).
 
     Parameters
     ----------
@@ -67,8 +68,9 @@ def estimate_variance(mixture: Mixture, D: Array, P: Array, stage: str, nu: floa
             pool_means,
             pool_covariances + R,
         )
-        mean, variance, _ = posterior_moments(D, [noise], np.ones(1), nu)
-        square = np.mean(np.square(mean) + variance, axis=0)
+        mean, variance, distance = posterior_moments(D, [noise], np.ones(1), nu)
+        explained = (nu - 2 + m) / (nu - 2 + distance) if nu < np.inf else np.ones(len(D))  # one where q is m, as expected
+        square = explained @ (np.square(mean) + variance) / len(D)
         common = float(np.mean(square / scale)) * scale
         v = np.full(m, square.mean()) if pooled else (len(D) * square + _PRIOR_CELLS * common) / (len(D) + _PRIOR_CELLS)
         v = np.maximum(v, least)
