@@ -23,10 +23,16 @@ def test_pool_noise_is_recovered_within_a_factor(setup, snr, monkeypatch):
     model, X, P = setup
     v = (X @ P).var(axis=0) / snr**2 * np.linspace(0.5, 2, 12)
     D = X @ P + np.sqrt(v) * np.random.default_rng(0).standard_normal((len(X), 12))
-    ratio = model.estimate_noise(D, P) / v
-    assert np.exp(np.abs(np.log(ratio))).max() < 1.6
-    monkeypatch.setattr(noise, "_STEPS", 0)  # the start is not the answer
-    assert np.exp(np.abs(np.log(model.estimate_noise(D, P) / v))).max() > 1.6
+
+    def far() -> tuple[float, float]:
+        factor = np.exp(np.abs(np.log(model.estimate_noise(D, P) / v)))
+        return float(np.median(factor)), float(factor.max())
+
+    median, worst = far()
+    assert median < 1.2
+    assert worst < 1.8  # one pool of small noise, decided by few cells
+    monkeypatch.setattr(noise, "_CYCLES", 0)  # the start is not the answer
+    assert far()[0] > 1.2 or far()[1] > 1.8
 
 
 def test_expression_noise_is_recovered_within_a_factor(setup, monkeypatch):
@@ -38,7 +44,7 @@ def test_expression_noise_is_recovered_within_a_factor(setup, monkeypatch):
     estimate = scaled.estimate_noise(noisy @ P, P, noise_stage="expression")
     assert estimate.shape == ()
     assert 1 / 1.5 < estimate / v < 1.5
-    monkeypatch.setattr(noise, "_STEPS", 0)
+    monkeypatch.setattr(noise, "_CYCLES", 0)
     assert not 1 / 1.5 < scaled.estimate_noise(noisy @ P, P, noise_stage="expression") / v < 1.5
 
 
@@ -65,3 +71,25 @@ def test_pools_without_genes_have_no_estimate(setup):
     assert estimate.shape == (6,)
     assert estimate[5] == 0
     assert np.isfinite(estimate).all()
+
+
+def test_cells_that_the_model_lacks_do_not_pass_for_noise(setup, monkeypatch):
+    model, X, P = setup
+    rng = np.random.default_rng(0)
+    v, X = (X @ P).var(axis=0) / 25, X.copy()
+    X[::8] = 3 * rng.permuted(X[::8], axis=1)  # other cells: genes exchanged, and brighter
+    D = X @ P + np.sqrt(v) * rng.standard_normal((len(X), 12))
+    assert np.median(model.estimate_noise(D, P) / v) < 2
+    monkeypatch.setattr(noise, "_TAILS", 1e9)  # every cell counts the same
+    assert np.median(model.estimate_noise(D, P) / v) > 2
+
+
+def test_the_estimate_has_converged(setup, monkeypatch):
+    """Small noise is found slowly by EM: more cycles change nothing, and fewer do."""
+    model, X, P = setup
+    D = X @ P + np.sqrt((X @ P).var(axis=0) / 400) * np.random.default_rng(0).standard_normal((len(X), 12))
+    found = model.estimate_noise(D, P)
+    monkeypatch.setattr(noise, "_CYCLES", 100)
+    np.testing.assert_allclose(found, model.estimate_noise(D, P), rtol=0.02)
+    monkeypatch.setattr(noise, "_CYCLES", 2)
+    assert not np.allclose(found, model.estimate_noise(D, P), rtol=0.02)
