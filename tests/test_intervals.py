@@ -15,7 +15,7 @@ from unpool import io
 from unpool.errors import InputError
 from unpool.intervals import PROBABILITIES, Calibration
 from unpool.model import HeldOut, Model, crossfit
-from unpool.model._crossfit import _profile, folds_of, per_gene_pearson, simulated_pools
+from unpool.model._crossfit import profiles, folds_of, per_gene_pearson, simulated_pools
 
 
 def fails(check: Any, *broken: Any, **broken_by_name: Any) -> None:
@@ -199,7 +199,7 @@ def test_copies_of_a_cell_are_held_out_together(fresh: SimpleNamespace) -> None:
     fails(check, up.decode(fresh.pools, torn, noise_var="recorded"))  # the twin that tears them apart
     few = up.decode(fresh.pools, copies[: 15 * 20].copy(), method="gaussian", noise_var="recorded")
     assert "not calibrated" in few.uns["unpool"]["intervals"]["source"]
-    silent = _profile(np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
+    silent = profiles(np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
     assert silent[0] != silent[2]
     assert silent[1] == silent[3]
 

@@ -136,15 +136,22 @@ def in_reference_units(
 
 
 def pool_misfit(
-    model: Model, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]]
+    model: Model,
+    D: Any,
+    design: Design,
+    index: NDArray[np.intp],
+    noise: dict[int, NDArray[np.float64]],
+    estimated: bool,
 ) -> dict[str, Any]:
-    """Misfit of every pool: how far it is from what the others foretell, in units of what is to be expected."""
-    return {
-        "pool_misfit" if design.n_designs == 1 else f"pool_misfit_{b}": model.pool_misfit(
-            D if (index == b).all() else D[index == b], design.matrices[b], R
-        )
-        for b, R in noise.items()
-    }
+    """How far every pool is from what the others foretell, in units of what is to be expected; and the pools to blame."""
+    record: dict[str, Any] = {}
+    blamed = []
+    for b, R in noise.items():
+        cells, P = D if (index == b).all() else D[index == b], design.matrices[b]
+        record["pool_misfit" if design.n_designs == 1 else f"pool_misfit_{b}"] = model.pool_misfit(cells, P, R)
+        where = "" if design.n_designs == 1 else f"{design.names[b]}: "
+        blamed += [f"{where}{design.pools[k]}" for k in model._strange_pools(cells, P, None if estimated else R)]
+    return record | {"strange_pools": np.array(blamed, dtype=object)}
 
 
 def prepared(

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "decode"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
-STRANGE_POOL, STRANGE_CELL, STRANGE_SHARE = 3.0, 10.0, 0.05  # what is worth a warning
+STRANGE_CELL, STRANGE_SHARE = 10.0, 0.05  # what is worth a warning
+UNLIKELY_SHARE = 0.05
 DOUBLE_DIPPING = (
     "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
     "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
@@ -194,7 +195,7 @@ def decode(
         stated |= {
             "noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}": R for b, R in noise.items()
         }
-        misfit = pool_misfit(learned.model, D, design, index, noise)
+        misfit = pool_misfit(learned.model, D, design, index, noise, estimated=noise_var is None)
         learned, chosen = prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads, fast)
         record |= stated | chosen | misfit
@@ -230,25 +231,28 @@ def _choose(design: Design, reference: Any) -> str:
 def _unexplained(result: AnnData, record: dict[str, Any], pooled: AnnData) -> list[str]:
     """Name the pools and cells that the reference does not explain."""
     notes = []
-    for key, misfit in record.items():
-        if key.startswith("pool_misfit"):
-            bad = np.flatnonzero(misfit > max(STRANGE_POOL, 2 * np.median(misfit)))
-            if len(bad):
-                shown = ", ".join(f"{pooled.var_names[k]} ({misfit[k]:.1f})" for k in bad[:5])
-                notes.append(
-                    f"{len(bad)} of {len(misfit)} pools are far from what the other pools foretell ({shown}; 1 is to be "
-                    "expected): a failed channel, a wrong row of the design or another gain? Leave such a pool out "
-                    '(pooled[:, keep]), correct the design, or try calibrate="gain"'
-                )
-    if "unpool_misfit" in result.obs:
-        strange = np.flatnonzero(result.obs["unpool_misfit"] > STRANGE_CELL)
-        if len(strange) > STRANGE_SHARE * result.n_obs:
-            shown = ", ".join(map(str, pooled.obs_names[strange[:5]])) + (", ..." if len(strange) > 5 else "")
-            notes.append(
-                f"{len(strange):,} of {result.n_obs:,} cells have pools that the reference does not explain ({shown}; "
-                f"obs['unpool_misfit'] above {STRANGE_CELL:g}): cell types that it lacks, or other units than the "
-                'reference\'s (calibrate="gain")? Do not trust these cells'
-            )
+    if len(blamed := record.get("strange_pools", ())):
+        shown = ", ".join(blamed[:5]) + (", ..." if len(blamed) > 5 else "")
+        notes.append(
+            f"{len(blamed)} of the pools are far from what the other pools foretell ({shown}): a failed channel, a wrong row "
+            "of the design or another gain? Leave such a pool out (pooled[:, keep]), correct the design, or try "
+            'calibrate="gain"'
+        )
+    why = 'cell types or states that it lacks, or other units than the reference\'s (calibrate="gain")? Do not trust'
+    misfit = result.obs.get("unpool_misfit", pd.Series(dtype=float)).to_numpy()
+    strange = np.flatnonzero(misfit > STRANGE_CELL)
+    unlikely = record.get("shift", {}).get("unlikely", 0.0)
+    if len(strange) > STRANGE_SHARE * result.n_obs:
+        shown = ", ".join(map(str, pooled.obs_names[strange[:5]])) + (", ..." if len(strange) > 5 else "")
+        notes.append(
+            f"{len(strange):,} of {result.n_obs:,} cells have pools that the reference does not explain ({shown}; "
+            f"obs['unpool_misfit'] above {STRANGE_CELL:g}): {why} these cells"
+        )
+    elif unlikely > UNLIKELY_SHARE:
+        notes.append(
+            f"{unlikely:.0%} of the cells have pools that are less likely than those of 99 % of the reference's own cells, "
+            f"measured in simulation: {why} cells of large obs['unpool_misfit']"
+        )
     return notes
 
 

@@ -17,7 +17,7 @@ from unpool.model._mixture import Array
 if TYPE_CHECKING:
     from unpool.model._model import Model
 
-__all__ = ["HeldOut", "crossfit", "folds_of", "per_gene_pearson", "simulated_pools"]
+__all__ = ["HeldOut", "crossfit", "folds_of", "per_gene_pearson", "profiles", "simulated_pools"]
 
 MAX_CELLS = 6_000  # of a larger reference a random subset of this size is cross-fitted
 MIN_CELLS = 20  # fewer held-out cells say nothing about a 90 % interval
@@ -121,7 +121,7 @@ def crossfit(
     rows = np.arange(n) if n <= MAX_CELLS else np.sort(rng.choice(n, MAX_CELLS, replace=False))
     X = X[rows]
     group = None if groups is None else np.unique(np.asarray(groups)[rows], return_inverse=True)[1].astype(np.intp)
-    unit = _profile(X)
+    unit = profiles(X)
     if unit.max(initial=0) + 1 < MIN_CELLS or (group is not None and group.max() == 0):
         return None
     fold = folds_of(unit.max() + 1, None, rng)[unit] if group is None else folds_of(len(X), group, rng)
@@ -143,12 +143,13 @@ def crossfit(
     return HeldOut(X, mean, deviation, group, int(fold.max()) + 1)
 
 
-def _profile(X: Array) -> NDArray[np.intp]:
-    """Number of each cell's profile, 0, 1, ...: equal for copies, unless they express nothing."""
+def profiles(X: Array) -> NDArray[np.intp]:
+    """Number of each cell's profile, 0, 1, ... as they appear: equal for copies, unless they express nothing."""
     copies = np.unique(X, axis=0, return_inverse=True)[1].ravel()
     silent = np.flatnonzero(~X.any(axis=1))
     copies[silent] = len(X) + np.arange(len(silent))
-    return np.unique(copies, return_inverse=True)[1].astype(np.intp)
+    _, first, of_cell = np.unique(copies, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(first))[of_cell])
 
 
 def simulated_pools(X: Array, P: Array, R: Array, rng: np.random.Generator) -> Array:

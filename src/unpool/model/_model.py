@@ -25,11 +25,12 @@ from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
 from unpool.model._gain import estimate_gains
 from unpool.model._labels import Labels, composition
+from unpool.model._misfit import foretold_misfit, strange_pools, typical_noise
 from unpool.model._mixture import Array, Mixture
 from unpool.model._modules import modules_mixture
 from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
-from unpool.model._posterior import Posterior, decode_blocks, foretold_misfit, see
+from unpool.model._posterior import Posterior, decode_blocks, see
 
 __all__ = ["Model"]
 
@@ -399,6 +400,16 @@ class Model:
         sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
         with one_thread():
             return foretold_misfit(self.plain().members[:1], self.nu, sample, P, noise_covariance(noise_cov, P, "pool"))
+
+    def _strange_pools(self, D: Any, P: Any, noise_cov: Any = None) -> NDArray[np.intp]:
+        """Pools that disagree with all others; without a noise covariance, no pool may have much more noise than usual."""
+        P, D = self._design(P), _pools(D)
+        plain, sample = self.plain(), dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
+        with one_thread():
+            if noise_cov is None:
+                v = estimate_variance(plain.members[0], sample, P, "pool", self.nu)
+                noise_cov = np.diag(typical_noise(v, np.diag(P.T @ self.covariance() @ P)))
+            return strange_pools(plain.members[:1], self.nu, sample, P, noise_covariance(noise_cov, P, "pool"))
 
     def adapt(
         self, pooled: AnnData, *, noise_var: Any = None, noise_stage: str = "pool", gains: bool = False,

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from unpool._validate import dense
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_blocks, map_threads, one_thread
-from unpool.kernels.mixture import DROPPED, JITTER, Conditioned, condition, posterior_moments, sparse_responsibilities
+from unpool.kernels.mixture import DROPPED, JITTER, Conditioned, condition, posterior_moments
 from unpool.measure import covariance_root
 from unpool.model._labels import Labels
 from unpool.model._mixture import Array, Mixture
 
-__all__ = ["Posterior", "Seen", "decode_blocks", "foretold_misfit", "see"]
+__all__ = ["Posterior", "Seen", "decode_blocks", "see"]
 
-_STRANGE = 25.0  # a squared standardised error counts at most so much: a few strange cells do not condemn a pool
 _DEPENDENT = 1e-9  # pool coordinates with less than this share of the largest variance carry nothing
 
 
@@ -123,27 +122,6 @@ def _discriminants(members: Sequence[Mixture], P: Array, R: Array) -> Array:
     eigenvalue, vector = np.linalg.eigh((within + within.T) / 2)
     whiten = vector / np.sqrt(np.maximum(eigenvalue, 1e-12 * eigenvalue.max(initial=0.0)))
     return np.asarray(whiten @ np.linalg.eigh(whiten.T @ between @ whiten)[1][:, ::-1])
-
-
-def foretold_misfit(members: Sequence[Mixture], nu: float, D: Array, P: Array, R: Array) -> Array:
-    """Mean squared standardised error of each pool, foretold from the others under each cell's most likely component.
-
-    With precision Q = C⁻¹ of the pools and residual r, pool k misses what the others foretell by (Q r)_k / Q_kk, with
-    variance 1 / Q_kk.
-    """
-    seen = see(members, np.ones(1), nu, P, R, n_threads=1)
-    [member] = seen.members
-    Z = (D - seen.pool_centre) @ seen.T
-    r, _ = sparse_responsibilities(Z, member, nu)
-    best = np.asarray(r.argmax(axis=1)).ravel()
-    square = np.zeros(P.shape[1])
-    for k in np.unique(best):
-        V = seen.T @ member.rotation[k].T
-        away = (Z[best == k] @ member.rotation[k].T - member.shift[k, 0]) @ V.T
-        precision = np.square(V).sum(axis=1)
-        error = np.divide(np.square(away), precision, out=np.zeros_like(away), where=precision > 0)
-        square += np.minimum(error, _STRANGE).sum(axis=0)
-    return square / len(D)
 
 
 def decode_blocks(

@@ -214,7 +214,9 @@ def _learned(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Terms and descriptions of what was chosen on held-out reference cells and learned from the pools."""
     told = []
     if "extras" in record:
-        extras = "cell types at other sizes and in pairs" if record["extras"] else "cell types as the reference shows them"
+        extras = (
+            "cell types at other sizes and in pairs" if record["extras"] else "cell types as the reference shows them"
+        )
         nu = float(record.get("nu", np.inf))
         tails = f"Student tails with {nu:g} degrees of freedom" if np.isfinite(nu) else "no heavy tails"
         scores = [
