@@ -291,7 +291,8 @@ def test_groups_that_differ_in_gains_ask_for_gains_and_crossfitting_rehearses_th
 
     monkeypatch.setattr("unpool.model.crossfit", spy)
     options = {"noise_var": v, "sd": False, "reference_group": "donor"}
-    x = up.decode(pools, differ, **options)
+    with pytest.warns(UnpoolWarning, match="another gain"):  # the genes' gains are not the reference's
+        x = up.decode(pools, differ, **options)
     record = x.uns["unpool"]
     assert record["strengths"]["gain_sd"] > 0
     assert record["gene_gain"].shape == (GENES,)
@@ -302,10 +303,12 @@ def test_groups_that_differ_in_gains_ask_for_gains_and_crossfitting_rehearses_th
     model = Model.from_cells(differ, n_members=1)
     adapted = rehearsed[0](model, [(pools.X, design.matrices[0], np.diag(v))])
     assert not np.allclose(adapted.members[0].means, model.members[0].means)
-    never = up.decode(pools, differ, adapt=False, **options)
+    with pytest.warns(UnpoolWarning, match="another gain"):
+        never = up.decode(pools, differ, adapt=False, **options)
     assert rehearsed[1] is None
     assert score(x.X, M) > score(never.X, M)
-    forced = up.decode(pools, differ, adapt=True, **options)
+    with pytest.warns(UnpoolWarning, match="another gain"):
+        forced = up.decode(pools, differ, adapt=True, **options)
     assert forced.uns["unpool"]["adapted"]
 
 
@@ -404,6 +407,37 @@ def test_two_failed_pools_are_both_named(blood):
     failed = pools.copy()
     failed.X[:, 3], failed.X[:, 6] = 0.0, np.random.default_rng(0).permutation(failed.X[:, 6])
     assert set(named(failed, reference, noise_var=v)[1]) == {"pool_3", "pool_6"}
+
+
+def told(pools, reference, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        up.decode(pools, reference, **{"sd": False, "crossfit": False, "selection": False, "adapt": False} | options)
+    return " ".join(str(w.message) for w in caught)
+
+
+def test_other_units_and_noise_that_explains_everything_are_said(blood):
+    reference, _, _design, pools, v = blood
+    assert told(pools, reference) == told(pools, reference, noise_var=v) == ""
+    other = reference.copy()
+    other.X = 100 * np.asarray(other.X)
+    said = told(pools, other)
+    assert "pools are on average 0.01 times" in said
+    assert "estimated noise makes up 100% of a pool's variance" in said
+    assert "noise makes up" not in told(pools, other, noise_var=v)
+    assert "on average" not in told(pools, other, calibrate="gain", noise_var=v)
+    negative = pools.copy()
+    negative.X = -np.asarray(negative.X)
+    assert "on average -" in told(negative, reference)
+
+
+def test_what_the_reference_cannot_tell_is_said(blood):
+    reference, _, design, pools, v = blood
+    silent = reference.copy()
+    silent.X = np.asarray(silent.X) * (np.arange(GENES) != 2)
+    assert f"zero in every cell of the reference ({design.genes[2]})" in told(pools, silent, noise_var=v)
+    assert "too few cells" in told(pools, reference[:10], noise_var=v, sd=True, crossfit=True)
+    assert "too few" not in told(pools, reference[:30], noise_var=v, sd=True, crossfit=True)
 
 
 def test_copies_of_a_cell_are_rehearsed_together():

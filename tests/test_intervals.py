@@ -15,7 +15,7 @@ from unpool import io
 from unpool.errors import InputError
 from unpool.intervals import PROBABILITIES, Calibration
 from unpool.model import HeldOut, Model, crossfit
-from unpool.model._crossfit import profiles, folds_of, per_gene_pearson, simulated_pools
+from unpool.model._crossfit import folds_of, per_gene_pearson, profiles, simulated_pools
 
 
 def fails(check: Any, *broken: Any, **broken_by_name: Any) -> None:

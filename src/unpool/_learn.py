@@ -30,7 +30,6 @@ __all__ = [
     "from_modules",
     "in_reference_units",
     "learn",
-    "pool_misfit",
     "prepared",
 ]
 
@@ -133,25 +132,6 @@ def in_reference_units(
         suffix = "" if design.n_designs == 1 else f"_{b}"
         record |= {f"pool_gain{suffix}": gain, f"pool_offset{suffix}": offset}
     return pools, scaled, record
-
-
-def pool_misfit(
-    model: Model,
-    D: Any,
-    design: Design,
-    index: NDArray[np.intp],
-    noise: dict[int, NDArray[np.float64]],
-    estimated: bool,
-) -> dict[str, Any]:
-    """How far every pool is from what the others foretell, in units of what is to be expected; and the pools to blame."""
-    record: dict[str, Any] = {}
-    blamed = []
-    for b, R in noise.items():
-        cells, P = D if (index == b).all() else D[index == b], design.matrices[b]
-        record["pool_misfit" if design.n_designs == 1 else f"pool_misfit_{b}"] = model.pool_misfit(cells, P, R)
-        where = "" if design.n_designs == 1 else f"{design.names[b]}: "
-        blamed += [f"{where}{design.pools[k]}" for k in model._strange_pools(cells, P, None if estimated else R)]
-    return record | {"strange_pools": np.array(blamed, dtype=object)}
 
 
 def prepared(

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from unpool._doubt import contradictions, doubts
 from unpool._learn import (
     are_modules,
     crossfitted,
@@ -18,7 +19,6 @@ from unpool._learn import (
     from_modules,
     in_reference_units,
     learn,
-    pool_misfit,
     prepared,
 )
 from unpool._validate import blocks, choice, dense, generator, integer, intensities
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "decode"]
 
 METHODS = ("auto", "mixture", "gaussian", "minimum_norm", "nuclear_norm", "als")
-STRANGE_CELL, STRANGE_SHARE = 10.0, 0.05  # what is worth a warning
-UNLIKELY_SHARE = 0.05
 DOUBLE_DIPPING = (
     "Decoded values are posterior means: they vary less than the truth, and their errors are correlated between genes and "
     "between alike cells. Clustering on them and then testing the same values for differences counts evidence twice; test "
@@ -195,16 +193,16 @@ def decode(
         stated |= {
             "noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}": R for b, R in noise.items()
         }
-        misfit = pool_misfit(learned.model, D, design, index, noise, estimated=noise_var is None)
+        against = contradictions(learned.model, D, design, index, noise, estimated=noise_var is None)
         learned, chosen = prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads, fast)
-        record |= stated | chosen | misfit
+        record |= stated | chosen | against
         if sd or crossfit:
             crossfitted(result, record, learned, design, index, seed if crossfit else None, n_threads)
     notes = [
         *_unmeasured(design, method),
         *_undetermined(result, design, method),
-        *_unexplained(result, record, pooled),
+        *doubts(result, record, pooled),
     ]
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
@@ -226,34 +224,6 @@ def _choose(design: Design, reference: Any) -> str:
         f"({needed} designs of {m} pools reach it), and at least {r} cells in each. Pass reference= (cells with every gene "
         'measured), or method="minimum_norm" for a best guess that knows nothing beyond the pools\' span'
     )
-
-
-def _unexplained(result: AnnData, record: dict[str, Any], pooled: AnnData) -> list[str]:
-    """Name the pools and cells that the reference does not explain."""
-    notes = []
-    if len(blamed := record.get("strange_pools", ())):
-        shown = ", ".join(blamed[:5]) + (", ..." if len(blamed) > 5 else "")
-        notes.append(
-            f"{len(blamed)} of the pools are far from what the other pools foretell ({shown}): a failed channel, a wrong row "
-            "of the design or another gain? Leave such a pool out (pooled[:, keep]), correct the design, or try "
-            'calibrate="gain"'
-        )
-    why = 'cell types or states that it lacks, or other units than the reference\'s (calibrate="gain")? Do not trust'
-    misfit = result.obs.get("unpool_misfit", pd.Series(dtype=float)).to_numpy()
-    strange = np.flatnonzero(misfit > STRANGE_CELL)
-    unlikely = record.get("shift", {}).get("unlikely", 0.0)
-    if len(strange) > STRANGE_SHARE * result.n_obs:
-        shown = ", ".join(map(str, pooled.obs_names[strange[:5]])) + (", ..." if len(strange) > 5 else "")
-        notes.append(
-            f"{len(strange):,} of {result.n_obs:,} cells have pools that the reference does not explain ({shown}; "
-            f"obs['unpool_misfit'] above {STRANGE_CELL:g}): {why} these cells"
-        )
-    elif unlikely > UNLIKELY_SHARE:
-        notes.append(
-            f"{unlikely:.0%} of the cells have pools that are less likely than those of 99 % of the reference's own cells, "
-            f"measured in simulation: {why} cells of large obs['unpool_misfit']"
-        )
-    return notes
 
 
 def _posterior(

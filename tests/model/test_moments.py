@@ -127,7 +127,8 @@ def test_few_genes_get_more_members_and_pairs_up_to_the_sum_of_two_types():
     assert n_pairs > 0
     shares = few.members[0].size_shares[-n_pairs:]
     sums, between = (shares[:, np.isin(few.members[0].sizes, s)] for s in (2.0, (0.7, 1.4)))
-    assert (sums > 0).all() and not between.any()
+    assert (sums > 0).all()
+    assert not between.any()
     np.testing.assert_allclose(shares @ few.members[0].sizes, 1)  # the mean stays
     assert not many.members[0].size_shares[-len(many.members[0].pairs) :, 1:].any()
     assert len(Model._from_array(X[:, :32], few.genes, n_members=2).members) == 2

@@ -184,6 +184,8 @@ def _done(record: Mapping[str, Any], design: Design | None, pooled: AnnData | No
         noise.append(f"standard deviation per pool {_extent(sd)}")
     if "noise" in record:
         noise.append(f"{record['noise']} to the decoder" if record["noise"] == "given" else str(record["noise"]))
+    if "noise_share" in record:
+        noise.append(f"{float(record['noise_share']):.0%} of a pool's variance")
     simulated = _mapping(_mapping(pooled.uns.get("unpool")).get("simulated")) if pooled is not None else {}
     if simulated:
         at = f" at signal to noise {_text(simulated['snr'])}" if "snr" in simulated else ""
