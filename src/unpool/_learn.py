@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from unpool._validate import align, annotation, blocks, dense, expression
+from unpool._validate import align, annotation, blocks, columns_of, dense, expression
 from unpool.design import Design
 from unpool.errors import InputError
 from unpool.intervals import Calibration
@@ -43,7 +43,9 @@ class Learned:
     """A model of the design's genes in the design's order, and what to learn smaller ones from."""
 
     model: Model
-    cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
+    cells: NDArray[np.float64] | None = (
+        None  # cells used (at most 50,000) x genes, the genes in the order of their names
+    )
     groups: Any = None
     fit: Callable[[NDArray[np.float64]], Model] | None = None
     extras: bool = True  # whether models keep their extra components
@@ -81,8 +83,12 @@ def learn(
     reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
     n_threads: int | None, fast: bool = False,
 ) -> Learned:  # fmt: skip
-    """Learn from the genes in the order of their names, so that the order of a design is only an order."""
+    """Learn from the genes in the order of their names, so that the order of a design is only an order.
+
+    At most 50,000 cells are used, a random subset of larger references: only these are made dense.
+    """
     from unpool.model import Model
+    from unpool.model._model import reference_rows
 
     if isinstance(reference, Model):
         align(design.genes, reference.genes, wanted_by="the design", held_by="the model")
@@ -95,9 +101,11 @@ def learn(
     t = expression(reference, what="the reference", layer=layer)
     genes = sorted(design.genes)
     columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
-    cells = dense(t.X)[:, columns]
-    labels = None if label is None else annotation(reference, label, what="reference_label")
-    groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
+    rows = reference_rows(t.X.shape[0], rng)
+    cells = columns_of(t.X, columns, rows)
+    labels = None if label is None else annotation(reference, label, what="reference_label").iloc[rows]
+    groups = None if group is None else annotation(reference, group, what="reference_group").iloc[rows]
+    groups = None if groups is None else groups.astype(str).to_numpy()
     if method == "gaussian":
         model = Model._gaussian(cells, genes, rng=rng)
         return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))

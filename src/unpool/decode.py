@@ -189,6 +189,7 @@ def decode(
         if calibrate is not None:
             D, noise, gains = in_reference_units(learned.model, D, design, index, noise)
         stated = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage} | gains
+        stated |= {} if learned.cells is None else {"n_reference_cells": len(learned.cells)}
         if noise_var is None:
             noise = {b: estimated_noise(learned.model, D, design, index, b, noise_stage) for b in used}
         stated |= {

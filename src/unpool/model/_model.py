@@ -31,7 +31,7 @@ from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
 from unpool.model._posterior import Posterior, decode_blocks, foretold_misfit, see
 
-__all__ = ["Model"]
+__all__ = ["Model", "reference_rows"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 NU = 5.0
@@ -157,7 +157,7 @@ class Model:
             n_members = 1 if fast else extent.members
         n_members = integer(n_members, "n_members")
         extras, most = extras and not fast, FAST_CLUSTERS if fast else MAX_CLUSTERS
-        rows = _reference_rows(X.shape[0], rng)
+        rows = reference_rows(X.shape[0], rng)
         X = dense(X, rows)
         scales = list(SCALES)
         of_label = None if label is None else label.astype("category").cat.remove_unused_categories().cat
@@ -260,7 +260,7 @@ class Model:
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
         with one_thread():
-            return cls(genes, [one_gaussian(dense(X, _reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
+            return cls(genes, [one_gaussian(dense(X, reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
 
     def linear(self) -> Model:
         """Return the one Gaussian with the mean and covariance of this model: its posterior mean is linear in the pools."""
@@ -592,6 +592,6 @@ def _pools(D: Any) -> Any:
     return D
 
 
-def _reference_rows(n: int, rng: np.random.Generator) -> Any:
+def reference_rows(n: int, rng: np.random.Generator) -> Any:
     """Cells that a fit looks at: all, or a sorted random subset of a large reference."""
     return slice(None) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
