@@ -20,6 +20,7 @@ from unpool._learn import (
     learn,
     pool_misfit,
     prepared,
+    refuse_unused,
 )
 from unpool._validate import blocks, choice, dense, generator, integer, intensities
 from unpool.design import Design
@@ -172,6 +173,8 @@ def decode(
         noise_var, noise_stage = recorded_noise(pooled)
     if method == "auto":
         method = _choose(design, reference)
+    if method in _WITHOUT_REFERENCE:
+        refuse_unused(method, reference_label=reference_label, reference_group=reference_group, calibrate=calibrate)
     if method == "minimum_norm":
         result, record = _minimum_norm(D, design, index)
     elif method in _WITHOUT_REFERENCE:

@@ -14,7 +14,18 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from unpool._validate import align, annotation, choice, dense, expression, generator, integer, intensities, names
+from unpool._validate import (
+    align,
+    annotation,
+    choice,
+    columns_of,
+    dense,
+    expression,
+    generator,
+    integer,
+    intensities,
+    names,
+)
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads, one_thread
 from unpool.kernels.mixture import DROPPED
@@ -116,6 +127,7 @@ class Model:
             Layer of an AnnData to use instead of X.
         label
             Column of the reference's obs, or one label a cell (cell types): the posterior then has the labels' probabilities.
+            Cells without one (missing values) teach expression, but no label.
         rng
             Seed of the clusterings.
         n_members
@@ -162,6 +174,12 @@ class Model:
         scales = list(SCALES)
         of_label = None if label is None else label.astype("category").cat.remove_unused_categories().cat
         code = None if of_label is None else of_label.codes.to_numpy()[rows].astype(np.intp)
+        if code is not None and (code < 0).all():
+            column = "" if label is None or label.name is None else f" {label.name!r}"
+            raise InputError(
+                f"the label{column} is missing for all {len(code):,} cells of the reference; label some cells, or leave the "
+                "label out"
+            )
         label_names = () if of_label is None else tuple(map(str, of_label.categories))
 
         def member(job: tuple[int, np.random.Generator]) -> tuple[Mixture, Array | None]:
@@ -524,8 +542,9 @@ class Model:
         noise_var, noise_stage
             As in `posterior`.
         cells
-            Cells x genes in the model's order, linear scale, that the model was **not** fitted on. Default: 2,048 cells
-            drawn from the model, which promises too much, because the model is right about them.
+            Cells x genes, linear scale, that the model was **not** fitted on: an AnnData or DataFrame, whose genes are
+            matched by name, or an array of the model's genes in its order. Default: 2,048 cells drawn from the model, which
+            promises too much, because the model is right about them.
         rng
             Seed of cells and noise.
 
@@ -546,11 +565,7 @@ class Model:
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         rng, P = generator(rng), self._design(P)
         R = noise_covariance(noise_var, P, noise_stage)
-        X = self.sample(_RESOLUTION_CELLS, rng) if cells is None else dense(expression(cells, what="the cells").X)
-        if X.shape[1] != self.n_genes:
-            raise InputError(
-                f"the cells have {X.shape[1]} genes, the model {self.n_genes}; give the model's, in its order"
-            )
+        X = self.sample(_RESOLUTION_CELLS, rng) if cells is None else self._expression(cells)
         answer = self.posterior(simulated_pools(X, P, R, rng), P, noise_var=R, sd=False)
         r = per_gene_pearson(X, np.asarray(answer.mean, dtype=np.float64))
         return pd.Series(r, index=pd.Index(self.genes, name="gene"), name="expected_pearson")
@@ -571,6 +586,18 @@ class Model:
         tails = "Gaussian" if np.isinf(self.nu) else f"Student t, nu = {self.nu:g}"
         some = ", ".join(self.genes[:4]) + (", ..." if self.n_genes > 4 else "")
         return f"Model of {self.n_genes} genes ({some}): {len(counts)} members of {components} components, {tails}"
+
+    def _expression(self, cells: Any) -> Array:
+        """Expression of the model's genes, cells x genes: by name where genes have names, else by position."""
+        t = expression(cells, what="the cells")
+        columns = np.arange(self.n_genes)
+        if isinstance(cells, (AnnData, pd.DataFrame)):
+            columns = align(self.genes, t.columns, wanted_by="the model", held_by="the cells")
+        elif t.X.shape[1] != self.n_genes:
+            raise InputError(
+                f"the cells have {t.X.shape[1]} genes, the model {self.n_genes}; give the model's, in its order"
+            )
+        return columns_of(t.X, columns)
 
     def _design(self, P: Any) -> Array:
         """Check a design against the genes of the model."""
