@@ -267,7 +267,8 @@ class Model:
 
         Notes
         -----
-        One component a module and a pair of modules, at sizes 1/4 to 4, and one in which every module may be active.
+        One component a module and a pair of modules, at sizes 1/4 to 4, each with a little of all other modules, and one in
+        which every module may be active.
         Much less is known than from cells: `adapt` (the default of `decode`) learns from the pools which of them occur.
         """
         U = np.asarray(table, dtype=np.float64)
