@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from unpool._validate import align, annotation, blocks, dense, expression
+from unpool._validate import align, annotation, blocks, columns_of, dense, expression, names
 from unpool.design import Design
 from unpool.errors import InputError
 from unpool.intervals import Calibration
@@ -31,6 +31,7 @@ __all__ = [
     "in_reference_units",
     "learn",
     "prepared",
+    "refuse_unused",
 ]
 
 CROSSFIT_MEMBERS = 3  # of the models that hold cells out: errors need less than answers
@@ -42,7 +43,9 @@ class Learned:
     """A model of the design's genes in the design's order, and what to learn smaller ones from."""
 
     model: Model
-    cells: NDArray[np.float64] | None = None  # cells x genes, the genes in the order of their names
+    cells: NDArray[np.float64] | None = (
+        None  # cells used (at most 50,000) x genes, the genes in the order of their names
+    )
     groups: Any = None
     fit: Callable[[NDArray[np.float64]], Model] | None = None
     extras: bool = True  # whether models keep their extra components
@@ -56,32 +59,58 @@ class Learned:
 
 
 def are_modules(reference: Any, design: Design) -> bool:
-    """Whether a table is genes x modules: its rows are the design's genes and its columns are not."""
-    return (
-        isinstance(reference, pd.DataFrame)
-        and set(design.genes) <= set(map(str, reference.index))
-        and not set(design.genes) & set(map(str, reference.columns))
-    )
+    """Whether a table is genes x modules: its rows are most of the design's genes and its columns are none."""
+    if not isinstance(reference, pd.DataFrame):
+        return False
+    genes, rows, columns = set(design.genes), set(map(str, reference.index)), set(map(str, reference.columns))
+    return 2 * len(genes & rows) > len(genes) and not genes & columns
 
 
 def from_modules(table: pd.DataFrame, D: Any, design: Design, index: NDArray[np.intp]) -> Model:
-    """Model of modules at the activity that the mean of the pools asks for."""
+    """Model of modules at the activity that the pools ask for: their total over that of one active module a cell."""
     from unpool.model import Model
 
-    table = table.set_axis([str(gene) for gene in table.index], axis=0)
-    U = table.loc[list(design.genes)].to_numpy(dtype=np.float64)
-    b = int(index[0])
-    pools = float(np.mean([dense(D, rows).sum(axis=1).mean() for rows in blocks(D.shape[0])]))
-    expected = float((design.matrices[b].T @ U).sum(axis=0).mean())
-    return Model.from_modules(table, activity=pools / expected if pools > 0 and expected > 0 else 1.0)
+    genes = names(table.index, "gene")
+    rows = align(design.genes, genes, wanted_by="the design", held_by="the rows of the table of modules")
+    table = table.set_axis(genes, axis=0)
+    of_modules = table.iloc[rows].to_numpy(dtype=np.float64).mean(axis=1)
+    of_designs = np.array([(of_modules @ P).sum() for P in design.matrices])
+    measured = sum(float(dense(D, b).sum()) for b in blocks(D.shape[0]))
+    expected = float(of_designs[index].sum())
+    return Model.from_modules(table, activity=measured / expected if measured > 0 and expected > 0 else 1.0)
+
+
+def refuse_unused(method: str, **options: Any) -> None:
+    """Name the first option that was given to a method that would ignore it."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f'{name} has no effect with method={method!r}: leave {name} out, or use method="mixture"')
+
+
+def group_of_cells(reference: Any, group: Any, rows: Any) -> NDArray[Any]:
+    """Group of each of these cells, as text; none may be missing."""
+    given = annotation(reference, group, what="reference_group")
+    missing = np.flatnonzero(given.isna())
+    if len(missing):
+        column = f"{group!r} " if isinstance(group, str) else ""
+        cell = given.index[missing[0]]
+        raise InputError(
+            f"reference_group {column}is missing for {len(missing):,} of {len(given):,} cells of the reference (first: "
+            f"{cell!r}); give these cells a group, or leave them out of the reference"
+        )
+    return np.asarray(given.iloc[rows].astype(str))
 
 
 def learn(
     reference: Any, design: Design, method: str, layer: str | None, label: Any, group: Any, rng: np.random.Generator,
     n_threads: int | None, fast: bool = False,
 ) -> Learned:  # fmt: skip
-    """Learn from the genes in the order of their names, so that the order of a design is only an order."""
+    """Learn from the genes in the order of their names, so that the order of a design is only an order.
+
+    At most 50,000 cells are used, a random subset of larger references: only these are made dense.
+    """
     from unpool.model import Model
+    from unpool.model._model import reference_rows
 
     if isinstance(reference, Model):
         align(design.genes, reference.genes, wanted_by="the design", held_by="the model")
@@ -91,12 +120,15 @@ def learn(
                 "Model.from_cells(cells, label=...) to use reference_label="
             )
         return Learned(reference.subset(design.genes))
+    if method == "gaussian":
+        refuse_unused(method, reference_label=label)
     t = expression(reference, what="the reference", layer=layer)
     genes = sorted(design.genes)
     columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
-    cells = dense(t.X)[:, columns]
-    labels = None if label is None else annotation(reference, label, what="reference_label")
-    groups = None if group is None else annotation(reference, group, what="reference_group").astype(str).to_numpy()
+    rows = reference_rows(t.X.shape[0], rng)
+    cells = columns_of(t.X, columns, rows)
+    labels = None if label is None else annotation(reference, label, what="reference_label").iloc[rows]
+    groups = None if group is None else group_of_cells(reference, group, rows)
     if method == "gaussian":
         model = Model._gaussian(cells, genes, rng=rng)
         return Learned(model.subset(design.genes), cells, groups, lambda X: Model._gaussian(X, genes, rng=rng))

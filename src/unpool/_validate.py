@@ -21,6 +21,7 @@ __all__ = [
     "annotation",
     "blocks",
     "choice",
+    "columns_of",
     "dense",
     "expression",
     "generator",
@@ -52,6 +53,15 @@ def dense(X: Any, rows: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.fl
     """Some rows of a dense or sparse matrix, as a dense float64 array."""
     block = X[rows]
     return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float64)
+
+
+def columns_of(X: Any, columns: NDArray[np.intp], rows: slice | NDArray[np.intp] = slice(None)) -> NDArray[np.float64]:
+    """Some columns of some rows of a dense or sparse matrix: dense float64, rows x columns, and never more than that."""
+    index = np.arange(X.shape[0])[rows]
+    some = np.empty((len(index), len(columns)), order="F")
+    for b in blocks(len(index)):
+        some[b] = dense(X[index[b]][:, columns])
+    return some
 
 
 def generator(rng: Any) -> np.random.Generator:

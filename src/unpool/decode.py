@@ -20,6 +20,7 @@ from unpool._learn import (
     in_reference_units,
     learn,
     prepared,
+    refuse_unused,
 )
 from unpool._validate import blocks, choice, dense, generator, integer, intensities
 from unpool.design import Design
@@ -171,6 +172,8 @@ def decode(
         noise_var, noise_stage = recorded_noise(pooled)
     if method == "auto":
         method = _choose(design, reference)
+    if method in _WITHOUT_REFERENCE:
+        refuse_unused(method, reference_label=reference_label, reference_group=reference_group, calibrate=calibrate)
     if method == "minimum_norm":
         result, record = _minimum_norm(D, design, index)
     elif method in _WITHOUT_REFERENCE:
@@ -188,6 +191,7 @@ def decode(
         if calibrate is not None:
             D, noise, gains = in_reference_units(learned.model, D, design, index, noise)
         stated = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage} | gains
+        stated |= {} if learned.cells is None else {"n_reference_cells": len(learned.cells)}
         if noise_var is None:
             noise = {b: estimated_noise(learned.model, D, design, index, b, noise_stage) for b in used}
         stated |= {

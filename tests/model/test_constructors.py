@@ -8,7 +8,8 @@ import pytest
 
 import unpool as up
 from unpool.errors import InputError
-from unpool.model import Model
+from unpool.model import Model, _modules
+from unpool.solvers import modules
 
 
 def test_from_moments_is_the_linear_posterior():
@@ -68,6 +69,28 @@ def test_decoding_with_a_table_of_modules():
     assert up.decode(up.pooled(D, design), cells, noise_var=v, crossfit=False).shape == (300, 12)
     with pytest.raises(InputError, match="modules"):
         Model.from_modules(-table)
+
+
+def test_a_cell_has_a_little_of_other_modules(monkeypatch):
+    rng = np.random.default_rng(0)
+    g, K, n = 16, 20, 600
+    U = np.where(rng.random((g, K)) < 0.05, rng.random((g, K)), 0.0)
+    U[np.arange(K) % g, np.arange(K)] += 1.0
+    W = np.where(rng.random((n, K)) < 1 / K, rng.exponential(5.0, (n, K)), 0.0)  # one on average
+    W += np.where(rng.random((n, K)) < 0.4, rng.exponential(0.5, (n, K)), 0.0)  # and little of many
+    M = W @ U.T
+    table = pd.DataFrame(U, [f"g{j}" for j in range(g)])
+    pools = up.measure(M, up.design.balanced(list(table.index), 8, pools_per_gene=2, rng=0), snr=10, rng=0)
+    published = score(modules(pools.X, pools.varm["design"].T, dictionary=U).X, M)
+
+    def check():
+        ours = score(up.decode(pools, table, noise_var="recorded", crossfit=False).X, M)
+        assert ours > max(published, 0.95)
+
+    check()
+    monkeypatch.setattr(_modules, "_OTHERS", 0.0)
+    with pytest.raises(AssertionError):
+        check()  # the twin whose cells are one or two modules and nothing else
 
 
 def test_expected_error_is_that_of_cells_drawn_from_the_model():

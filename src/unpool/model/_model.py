@@ -14,7 +14,18 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
-from unpool._validate import align, annotation, choice, dense, expression, generator, integer, intensities, names
+from unpool._validate import (
+    align,
+    annotation,
+    choice,
+    columns_of,
+    dense,
+    expression,
+    generator,
+    integer,
+    intensities,
+    names,
+)
 from unpool.errors import InputError
 from unpool.kernels.blocks import map_threads, one_thread
 from unpool.kernels.mixture import DROPPED
@@ -32,7 +43,7 @@ from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
 from unpool.model._noise import SAMPLE, estimate_variance
 from unpool.model._posterior import Posterior, decode_blocks, see
 
-__all__ = ["Model"]
+__all__ = ["Model", "reference_rows"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 NU = 5.0
@@ -117,6 +128,7 @@ class Model:
             Layer of an AnnData to use instead of X.
         label
             Column of the reference's obs, or one label a cell (cell types): the posterior then has the labels' probabilities.
+            Cells without one (missing values) teach expression, but no label.
         rng
             Seed of the clusterings.
         n_members
@@ -158,11 +170,17 @@ class Model:
             n_members = 1 if fast else extent.members
         n_members = integer(n_members, "n_members")
         extras, most = extras and not fast, FAST_CLUSTERS if fast else MAX_CLUSTERS
-        rows = _reference_rows(X.shape[0], rng)
+        rows = reference_rows(X.shape[0], rng)
         X = dense(X, rows)
         scales = list(SCALES)
         of_label = None if label is None else label.astype("category").cat.remove_unused_categories().cat
         code = None if of_label is None else of_label.codes.to_numpy()[rows].astype(np.intp)
+        if code is not None and (code < 0).all():
+            column = "" if label is None or label.name is None else f" {label.name!r}"
+            raise InputError(
+                f"the label{column} is missing for all {len(code):,} cells of the reference; label some cells, or leave the "
+                "label out"
+            )
         label_names = () if of_label is None else tuple(map(str, of_label.categories))
 
         def member(job: tuple[int, np.random.Generator]) -> tuple[Mixture, Array | None]:
@@ -250,7 +268,8 @@ class Model:
 
         Notes
         -----
-        One component a module and a pair of modules, at sizes 1/4 to 4, and one in which every module may be active.
+        One component a module and a pair of modules, at sizes 1/4 to 4, each with a little of all other modules, and one in
+        which every module may be active.
         Much less is known than from cells: `adapt` (the default of `decode`) learns from the pools which of them occur.
         """
         U = np.asarray(table, dtype=np.float64)
@@ -261,7 +280,7 @@ class Model:
     @classmethod
     def _gaussian(cls, X: Any, genes: Sequence[str], *, rng: Any = 0) -> Model:
         with one_thread():
-            return cls(genes, [one_gaussian(dense(X, _reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
+            return cls(genes, [one_gaussian(dense(X, reference_rows(X.shape[0], generator(rng))))], nu=np.inf)
 
     def linear(self) -> Model:
         """Return the one Gaussian with the mean and covariance of this model: its posterior mean is linear in the pools."""
@@ -535,8 +554,9 @@ class Model:
         noise_var, noise_stage
             As in `posterior`.
         cells
-            Cells x genes in the model's order, linear scale, that the model was **not** fitted on. Default: 2,048 cells
-            drawn from the model, which promises too much, because the model is right about them.
+            Cells x genes, linear scale, that the model was **not** fitted on: an AnnData or DataFrame, whose genes are
+            matched by name, or an array of the model's genes in its order. Default: 2,048 cells drawn from the model, which
+            promises too much, because the model is right about them.
         rng
             Seed of cells and noise.
 
@@ -557,11 +577,7 @@ class Model:
         choice(noise_stage, NOISE_STAGES, "noise_stage")
         rng, P = generator(rng), self._design(P)
         R = noise_covariance(noise_var, P, noise_stage)
-        X = self.sample(_RESOLUTION_CELLS, rng) if cells is None else dense(expression(cells, what="the cells").X)
-        if X.shape[1] != self.n_genes:
-            raise InputError(
-                f"the cells have {X.shape[1]} genes, the model {self.n_genes}; give the model's, in its order"
-            )
+        X = self.sample(_RESOLUTION_CELLS, rng) if cells is None else self._expression(cells)
         answer = self.posterior(simulated_pools(X, P, R, rng), P, noise_var=R, sd=False)
         r = per_gene_pearson(X, np.asarray(answer.mean, dtype=np.float64))
         return pd.Series(r, index=pd.Index(self.genes, name="gene"), name="expected_pearson")
@@ -583,6 +599,18 @@ class Model:
         some = ", ".join(self.genes[:4]) + (", ..." if self.n_genes > 4 else "")
         return f"Model of {self.n_genes} genes ({some}): {len(counts)} members of {components} components, {tails}"
 
+    def _expression(self, cells: Any) -> Array:
+        """Expression of the model's genes, cells x genes: by name where genes have names, else by position."""
+        t = expression(cells, what="the cells")
+        columns = np.arange(self.n_genes)
+        if isinstance(cells, (AnnData, pd.DataFrame)):
+            columns = align(self.genes, t.columns, wanted_by="the model", held_by="the cells")
+        elif t.X.shape[1] != self.n_genes:
+            raise InputError(
+                f"the cells have {t.X.shape[1]} genes, the model {self.n_genes}; give the model's, in its order"
+            )
+        return columns_of(t.X, columns)
+
     def _design(self, P: Any) -> Array:
         """Check a design against the genes of the model."""
         weights: Array = np.asarray(P.toarray() if sparse.issparse(P) else P, dtype=np.float64)
@@ -603,6 +631,6 @@ def _pools(D: Any) -> Any:
     return D
 
 
-def _reference_rows(n: int, rng: np.random.Generator) -> Any:
+def reference_rows(n: int, rng: np.random.Generator) -> Any:
     """Cells that a fit looks at: all, or a sorted random subset of a large reference."""
     return slice(None) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
