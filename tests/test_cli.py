@@ -60,6 +60,32 @@ def test_labels_groups_and_hidden_pools(files, tmp_path):
     assert "expected_pearson" not in io.read_h5ad(y).var
     result = run("crossvalidate", files / "pools.h5ad", *options, "-o", c, "--json")
     assert json.loads(result.stdout)["n_pools"] == len(pd.read_csv(c)) == 6
+    assert "Hidden pools" not in page(y, tmp_path)
+    assert "Hidden pools" in page(y, tmp_path, "--crossvalidation", c)
+
+
+def page(decoded, folder, *options):
+    run("report", decoded, *options, "-o", folder / "r.html")
+    return (folder / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "same", "other"),
+    [
+        ("--fast", {"fast": True}, {}),
+        ("--no-adapt", {"adapt": False}, {"adapt": True}),
+        ("--calibrate=gain", {"calibrate": "gain"}, {}),
+        ("--method=gaussian", {"method": "gaussian"}, {}),
+        ("--reference-group=cell_type", {"reference_group": "cell_type"}, {"adapt": False, "selection": False}),
+    ],
+)
+def test_hidden_pools_by_the_library_and_the_command_agree(files, tmp_path, small, option, same, other):
+    run(
+        "crossvalidate", files / "pools.h5ad", "--reference", files / "reference.h5ad", option, "-o", tmp_path / "c.csv"
+    )
+    written = pd.read_csv(tmp_path / "c.csv")["pearson"].to_numpy()
+    assert np.allclose(written, up.crossvalidate(small.pools, small.reference, **same).pools["pearson"])
+    assert not np.allclose(written, up.crossvalidate(small.pools, small.reference, **other).pools["pearson"])
 
 
 def test_the_library_and_the_command_agree(files, tmp_path, small):

@@ -25,6 +25,7 @@ __all__ = [
     "Learned",
     "adapt_to",
     "are_modules",
+    "chosen",
     "crossfitted",
     "estimated_noise",
     "from_modules",
@@ -171,21 +172,32 @@ def prepared(
     adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
 ) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
     """Leave out extra components and heavy tails that would not help, and adapt to the pooled cells where it pays."""
+    learned, record = chosen(learned, D, design, index, noise, adapt, selection, rng, n_threads)
+    if learned.strengths is not None:
+        batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
+        model, found = learned.model._adapted(batches, learned.strengths, n_threads)
+        learned = replace(learned, model=model)
+        record |= {"log_density_gained_by_adapting": float(found.gained.mean())}
+        record |= {"member_shares": found.shares} | ({} if found.gains is None else {"gene_gain": found.gains})
+    return learned, record
+
+
+def chosen(
+    learned: Learned, D: Any, design: Design, index: NDArray[np.intp], noise: dict[int, NDArray[np.float64]],
+    adapt: bool | str, selection: bool, rng: np.random.Generator, n_threads: int | None,
+) -> tuple[Learned, dict[str, Any]]:  # fmt: skip
+    """Choose extra components, tails and the strengths to adapt with (None: not at all), without adapting yet."""
     record: dict[str, Any] = {}
     b = max(noise, key=lambda b: int((index == b).sum()))
     rehearsal = _rehearsal(learned, design, b, noise[b], rng, n_threads) if selection else None
     if rehearsal is not None:
         learned, record["selection"] = _selected(learned, rehearsal)
     cells = D if (index == b).all() else D[index == b]
-    strengths, chosen = _strengths(learned, rehearsal, cells, adapt)
-    record |= {"extras": learned.model.has_extras, "nu": learned.model.nu, "adapted": strengths is not None} | chosen
+    strengths, why = _strengths(learned, rehearsal, cells, adapt)
+    record |= {"extras": learned.model.has_extras, "nu": learned.model.nu, "adapted": strengths is not None} | why
     if strengths is not None:
-        batches = [(D, design.matrices[b], R, np.flatnonzero(index == b)) for b, R in noise.items()]
-        model, found = learned.model._adapted(batches, strengths, n_threads)
-        learned = replace(learned, model=model, strengths=strengths)
-        record |= {"strengths": vars(strengths), "log_density_gained_by_adapting": float(found.gained.mean())}
-        record |= {"member_shares": found.shares} | ({} if found.gains is None else {"gene_gain": found.gains})
-    return learned, record
+        record["strengths"] = vars(strengths)
+    return replace(learned, strengths=strengths), record
 
 
 def _selected(learned: Learned, rehearsal: Rehearsal) -> tuple[Learned, dict[str, float]]:

@@ -16,6 +16,7 @@ import numpy as np
 import unpool as up
 from unpool import io
 from unpool._validate import number
+from unpool.crossvalidate import CrossValidation
 from unpool.errors import InputError, UnpoolError, UnpoolWarning
 
 __all__ = ["main"]
@@ -258,6 +259,14 @@ def measure(
     _done(f"wrote {output}: {pools.n_obs} cells x {pools.n_vars} pools", result, as_json=as_json, quiet=quiet)
 
 
+_no_adapt = click.option("--no-adapt", is_flag=True, help="The pooled cells teach the model nothing about proportions.")
+_calibrate = click.option("--calibrate", metavar="gain", help="Estimate a gain and an offset for every pool first.")
+_fast = click.option("--fast", is_flag=True, help="One small mixture: an order of magnitude faster, less accurate.")
+_reference_group = click.option(
+    "--reference-group", metavar="COLUMN", help="Column of the reference's obs, e.g. donor, to hold out whole."
+)
+
+
 def _noise_value(value: str | None) -> float | str | None:
     return value if value in (None, "recorded") else number(value, "--noise-var")
 
@@ -275,13 +284,11 @@ def _noise_value(value: str | None) -> float | str | None:
 @_noise
 @click.option("--no-sd", is_flag=True, help="Leave out the error bars (faster, half the memory).")
 @click.option("--no-crossfit", is_flag=True, help="Hold no reference cells out: error bars are not calibrated.")
-@click.option("--no-adapt", is_flag=True, help="The pooled cells teach the model nothing about proportions.")
-@click.option("--calibrate", metavar="gain", help="Estimate a gain and an offset for every pool first.")
-@click.option("--fast", is_flag=True, help="One small mixture: an order of magnitude faster, less accurate.")
+@_no_adapt
+@_calibrate
+@_fast
 @click.option("--reference-label", metavar="COLUMN", help="Column of the reference's obs, e.g. cell_type, to infer.")
-@click.option(
-    "--reference-group", metavar="COLUMN", help="Column of the reference's obs, e.g. donor, to hold out whole."
-)
+@_reference_group
 @click.option("--allow-unconverged", is_flag=True, help="Exit 0 although a solver stopped before its tolerance.")
 @click.option("--layer", metavar="NAME", help="Layer of the reference to use instead of X.")
 @_seed
@@ -353,27 +360,38 @@ def evaluate(
 
 @main.command(context_settings=EXAMPLES)
 @click.argument("pooled", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), required=True, help="Cells with every gene measured.")
+@click.option(
+    "--reference", type=click.Path(path_type=Path), required=True, help="Cells with every gene measured (h5ad, csv)."
+)
+@click.option("--method", default="mixture", show_default=True, help="mixture or gaussian.")
 @click.option(
     "--noise-var", metavar="V|recorded", help="Noise variance, or what `measure` recorded; default: estimated."
 )
 @_noise
+@_no_adapt
+@_calibrate
+@_fast
+@_reference_group
 @click.option("--layer", metavar="NAME", help="Layer of the reference to use instead of X.")
 @_seed
 @_output("Where to write the scores (csv, one row a pool).")
 @_common
 def crossvalidate(
-    pooled: Path, reference: Path, noise_var: str | None, noise_stage: str, layer: str | None, seed: int, output: Path,
+    pooled: Path, reference: Path, method: str, noise_var: str | None, noise_stage: str, no_adapt: bool,
+    calibrate: str | None, fast: bool, reference_group: str | None, layer: str | None, seed: int, output: Path,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Hide each pool in turn and foretell it from the others, beside baselines: needs no truth.
+
+    Give the options that `unpool decode` is given: hidden pools are decoded in the same way.
 
     \b
     unpool crossvalidate pooled.h5ad --reference reference.h5ad -o hidden-pools.csv
     """
     found = up.crossvalidate(
-        io.read_h5ad(pooled), io.read_cells(reference), noise_var=_noise_value(noise_var), noise_stage=noise_stage,
-        layer=layer, rng=seed,
+        io.read_h5ad(pooled), io.read_cells(reference), method=method, noise_var=_noise_value(noise_var),
+        noise_stage=noise_stage, adapt=False if no_adapt else "auto", calibrate=calibrate, fast=fast,
+        reference_group=reference_group, layer=layer, rng=seed,
     )  # fmt: skip
     found.to_csv(output)
     _done(f"wrote {output}", {"output": str(output), **found.summary}, as_json=as_json, quiet=quiet, text=str(found))
@@ -384,12 +402,17 @@ def crossvalidate(
 @click.option("--truth", type=click.Path(path_type=Path), help="The true expression: adds scores and scatter plots.")
 @click.option("--pooled", type=click.Path(path_type=Path), help="The pools: adds baselines.")
 @click.option("--reference", type=click.Path(path_type=Path), help="The reference: adds baselines.")
+@click.option(
+    "--crossvalidation",
+    type=click.Path(path_type=Path),
+    help="Scores (csv) from `unpool crossvalidate`: adds a table of hidden pools.",
+)
 @click.option("--layer", metavar="NAME", help="Layer of truth and reference to use instead of X.")
 @_output("Where to write the page (html).")
 @_common
 def report(
-    decoded: Path, truth: Path | None, pooled: Path | None, reference: Path | None, layer: str | None, output: Path,
-    as_json: bool, quiet: bool,
+    decoded: Path, truth: Path | None, pooled: Path | None, reference: Path | None, crossvalidation: Path | None,
+    layer: str | None, output: Path, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page about a decoding.
 
@@ -399,6 +422,7 @@ def report(
     up.report(
         output, io.read_h5ad(decoded), truth=_optional(truth, io.read_cells), pooled=_optional(pooled, io.read_h5ad),
         reference=_optional(reference, io.read_cells), layer=layer,
+        crossvalidation=_optional(crossvalidation, CrossValidation.read_csv),
     )  # fmt: skip
     _done(f"wrote {output}", {"output": str(output)}, as_json=as_json, quiet=quiet)
 
