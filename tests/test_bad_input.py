@@ -370,3 +370,48 @@ def test_shapes_that_differ(small):
         up.pooled(np.ones((5, 6)), small.design, obs=pd.DataFrame(index=[str(i) for i in range(9)]))
     with pytest.raises(InputError, match="11 genes"):
         up.measure(np.ones((5, 11)), small.design)
+
+
+def test_a_command_never_writes_over_its_input(files):
+    for command, mine in ((decode, "pools.h5ad"), (decode, "reference.h5ad"), (measure, "truth.h5ad")):
+        before = (files / mine).read_bytes()
+        answer = CliRunner().invoke(main, [*map(str, command(files, files / mine))])
+        assert answer.exit_code == 2
+        assert "choose another file" in answer.stderr
+        assert (files / mine).read_bytes() == before
+    again = files / "made.h5ad"
+    for _ in range(2):  # an old output may be written over
+        assert CliRunner().invoke(main, [*map(str, measure(files, again))]).exit_code == 0
+
+
+def wrong_types():
+    design = up.design.balanced(12, 6, pools_per_gene=2, rng=0)
+    cells = up.simulate.cell_types(60, 12, 3, rng=0)
+    pools = up.measure(cells, design, snr=5, rng=0)
+    decoded = up.decode(pools, method="minimum_norm")
+    return {
+        "pass a Design": lambda: up.pooled(pools.X, design.matrices[0]),
+        "the design is of type str": lambda: up.measure(cells, "design.csv"),
+        "list(adata.var_names)": lambda: up.design.balanced(cells, 6),
+        "a list of names": lambda: up.design.balanced("CD3", 6),
+        "pass what `evaluate` returned": lambda: up.pl.accuracy(cells),
+        "the design is of type ndarray": lambda: up.pl.design(design.matrices[0]),
+        "no obs['unpool_misfit']": lambda: up.pl.misfit(decoded),
+        "report takes a path, then": lambda: up.report(decoded, "report.html"),
+        "choose True, False or 'auto'": lambda: up.decode(pools, cells, adapt="yes"),
+        "level='high'": lambda: up.intervals(cells, "high"),
+        "(table.T)": lambda: up.Model.from_modules(pd.DataFrame(np.ones((12, 400)))),
+    }
+
+
+@pytest.mark.parametrize("said", wrong_types())
+def test_other_types_are_refused_in_a_sentence(said):
+    with pytest.raises(InputError) as refused:
+        wrong_types()[said]()
+    assert said in str(refused.value)
+
+
+def test_the_package_runs_as_a_module():
+    answer = subprocess.run([sys.executable, "-m", "unpool", "--version"], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0
+    assert answer.stdout.startswith("unpool, version")

@@ -25,6 +25,7 @@ __all__ = [
     "dense",
     "expression",
     "generator",
+    "instance",
     "integer",
     "intensities",
     "names",
@@ -97,6 +98,12 @@ def number(value: Any, what: str, *, minimum: float = 0.0, strict: bool = False,
     if not np.isfinite(x) or x < minimum or x > maximum or (strict and x == minimum):
         raise InputError(f"{what}={value!r}: expected {expected}")
     return x
+
+
+def instance(value: Any, kind: type, what: str, remedy: str) -> None:
+    """Refuse a value of another type, and say what to pass instead."""
+    if not isinstance(value, kind):
+        raise InputError(f"{what} is of type {type(value).__name__}; {remedy}")
 
 
 def integer(value: Any, what: str, *, minimum: int = 1) -> int:

@@ -24,8 +24,28 @@ __all__ = ["main"]
 EXAMPLES = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
 
 
+class _Command(click.Command):
+    """A command that writes no file over one that it reads."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        output = ctx.params.get("output")
+        for name, path in ctx.params.items():
+            if name != "output" and isinstance(path, (Path, str)) and _same(path, output):
+                raise InputError(
+                    f"-o {output} is also the input {name.upper()}; choose another file, or it would be lost"
+                )
+        return super().invoke(ctx)
+
+
+def _same(path: Path | str, output: Path | None) -> bool:
+    return output is not None and output.exists() and os.path.exists(path) and os.path.samefile(path, output)
+
+
 class _Group(click.Group):
     """A group whose commands turn unpool's errors and warnings into sentences on stderr."""
+
+    command_class = _Command
+    group_class = type  # of the same class
 
     def invoke(self, ctx: click.Context) -> Any:
         with warnings.catch_warnings():
@@ -88,8 +108,8 @@ def main() -> None:
     unpool design balanced --genes 100 --pools 25 -o design.csv
     unpool measure truth.h5ad --design design.csv --snr 5 -o pooled.h5ad
     unpool decode pooled.h5ad --reference reference.h5ad --noise-var recorded -o decoded.h5ad
-    unpool evaluate decoded.h5ad truth.h5ad --pooled pooled.h5ad -o scores.csv
-    unpool report decoded.h5ad --truth truth.h5ad --pooled pooled.h5ad -o report.html
+    unpool evaluate decoded.h5ad truth.h5ad --pooled pooled.h5ad --reference reference.h5ad -o scores.csv
+    unpool report decoded.h5ad --truth truth.h5ad --pooled pooled.h5ad --reference reference.h5ad -o report.html
     """
 
 
@@ -172,6 +192,8 @@ def _gene_names(genes: str) -> int | list[str]:
     path = io.existing(genes)
     if path.suffix.lower() == ".h5ad":
         return list(map(str, io.read_h5ad(path).var_names))
+    if path.suffix.lower() in (".csv", ".tsv"):
+        raise InputError(f"{path} is a table; give one gene name a line (txt), or an h5ad file")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -337,7 +359,7 @@ def _optional(path: Path | None, read: Callable[[Path], Any]) -> Any:
 @click.argument("decoded", type=click.Path(path_type=Path))
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option("--pooled", type=click.Path(path_type=Path), help="The pools: adds baselines.")
-@click.option("--reference", type=click.Path(path_type=Path), help="The reference: adds baselines.")
+@click.option("--reference", type=click.Path(path_type=Path), help="The reference: with --pooled, adds baselines.")
 @click.option("--layer", metavar="NAME", help="Layer of truth and reference to use instead of X.")
 @_output("Where to write the scores (csv, one row a gene).")
 @_common
@@ -401,7 +423,7 @@ def crossvalidate(
 @click.argument("decoded", type=click.Path(path_type=Path))
 @click.option("--truth", type=click.Path(path_type=Path), help="The true expression: adds scores and scatter plots.")
 @click.option("--pooled", type=click.Path(path_type=Path), help="The pools: adds baselines.")
-@click.option("--reference", type=click.Path(path_type=Path), help="The reference: adds baselines.")
+@click.option("--reference", type=click.Path(path_type=Path), help="The reference: with --pooled, adds baselines.")
 @click.option(
     "--crossvalidation",
     type=click.Path(path_type=Path),
@@ -417,7 +439,7 @@ def report(
     """Write one self-contained HTML page about a decoding.
 
     \b
-    unpool report decoded.h5ad --truth truth.h5ad --pooled pooled.h5ad -o report.html
+    unpool report decoded.h5ad --truth truth.h5ad --pooled pooled.h5ad --reference reference.h5ad -o report.html
     """
     up.report(
         output, io.read_h5ad(decoded), truth=_optional(truth, io.read_cells), pooled=_optional(pooled, io.read_h5ad),
@@ -436,7 +458,7 @@ def report(
     default="random",
     show_default=True,
     metavar="random|FILE",
-    help="Random designs, or one from a csv file.",
+    help="Random designs, or one from a csv file, whose weights apply to genes at unit norm.",
 )
 @click.option(
     "--noise", default="pool", show_default=True, metavar="pool|expression|none", help="Where the noise enters."

@@ -102,7 +102,7 @@ def decode(
         "gain": estimate a gain and an offset for every pool first, for pools in other units than the reference's. It takes
         the pooled cells for cells like the reference's. A given noise_var is in the units of the pools.
     fast
-        One small mixture, no selection and no adaptation: an order of magnitude faster, and less accurate.
+        One small mixture, no selection, and no adaptation unless adapt=True: an order of magnitude faster, less accurate.
     crossfit
         Whether to hold reference cells out in turn, measure them in simulation (the same design and noise) and decode them
         by small models of the others. It calibrates layers["sd"] and `intervals` per gene, and tells before any truth how
@@ -142,7 +142,8 @@ def decode(
     NotConvergedWarning
         When a solver stopped before its tolerance: with the value, the tolerance and the remedy.
     UnpoolWarning
-        For genes in no pool, and for methods that guess beyond what the pools determine.
+        For genes in no pool, for methods that guess beyond what the pools determine, and where pools and reference
+        contradict each other: other units, failed pools, strange cells, noise that explains everything.
 
     Notes
     -----
@@ -161,8 +162,8 @@ def decode(
     """
     method = choice(method, METHODS, "method")
     noise_stage = choice(noise_stage, NOISE_STAGES, "noise_stage")
-    if not isinstance(adapt, bool):
-        choice(adapt, ["auto"], "adapt")
+    if not isinstance(adapt, bool) and adapt != "auto":
+        raise InputError(f"adapt={adapt!r}: choose True, False or 'auto'")
     if calibrate is not None:
         choice(calibrate, ["gain"], "calibrate")
     design, index = recorded_design(pooled)
@@ -182,7 +183,8 @@ def decode(
         raise InputError(f'method={method!r} needs a reference; pass one, or use method="minimum_norm" as a best guess')
     else:
         seed = generator(rng)
-        if are_modules(reference, design):
+        modules = are_modules(reference, design)
+        if modules:
             reference = from_modules(reference, D, design, index)
         learned = learn(reference, design, method, layer, reference_label, reference_group, seed, n_threads, fast)
         used = [int(b) for b in np.unique(index)]
@@ -190,14 +192,23 @@ def decode(
         gains: dict[str, Any] = {}
         if calibrate is not None:
             D, noise, gains = in_reference_units(learned.model, D, design, index, noise)
-        stated = {"noise": "estimated" if noise_var is None else "given", "noise_stage": noise_stage} | gains
+        parameters = {
+            "adapt": str(adapt), "selection": selection, "fast": fast, "calibrate": str(calibrate), "crossfit": crossfit,
+            "members": len(learned.model.members),
+        }  # fmt: skip
+        stated = {
+            "parameters": parameters,
+            "noise": "estimated" if noise_var is None else "given",
+            "noise_stage": noise_stage,
+        } | gains
         stated |= {} if learned.cells is None else {"n_reference_cells": len(learned.cells)}
         if noise_var is None:
             noise = {b: estimated_noise(learned.model, D, design, index, b, noise_stage) for b in used}
         stated |= {
             "noise_covariance" if design.n_designs == 1 else f"noise_covariance_{b}": R for b, R in noise.items()
         }
-        against = contradictions(learned.model, D, design, index, noise, estimated=noise_var is None)
+        # modules tell which genes go together, but too little of how much to judge pools by
+        against = {} if modules else contradictions(learned.model, D, design, index, noise, noise_var is None)
         learned, chosen = prepared(learned, D, design, index, noise, adapt, selection and not fast, seed, n_threads)
         result, record = _posterior(learned.model, D, design, index, noise, sd, n_threads, fast)
         record |= stated | chosen | against
@@ -211,7 +222,10 @@ def decode(
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
     if not record.get("converged", True):
-        warnings.warn(f"{method}: {record['status']}", NotConvergedWarning, stacklevel=2)
+        more = "" if noise_var is not None else "; pools without noise are hard to fit: pass noise_var, if there is any"
+        warnings.warn(
+            f"{method}: {record['status']} (solvers.{method} takes both){more}", NotConvergedWarning, stacklevel=2
+        )
     return _annotate(result, pooled, design, record | {"method": method, "warnings": notes, "seed": str(rng)})
 
 

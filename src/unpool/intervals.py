@@ -71,7 +71,7 @@ def intervals(decoded: AnnData, level: float = 0.9) -> Intervals:
     >>> bool(((lower.to_numpy() <= cells.X[300:]) & (cells.X[300:] <= upper.to_numpy())).mean() > 0.7)
     True
     """
-    number(level, "level", strict=True, maximum=MAX_LEVEL)
+    level = number(level, "level", strict=True, maximum=MAX_LEVEL)
     if "sd" not in decoded.layers:
         raise InputError("the decoded data have no layers['sd']; decode with sd=True, by a method that has one")
     calibration = Calibration.of(decoded)

@@ -11,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from unpool._validate import Table, align, blocks, choice, dense, expression, generator, intensities, number
+from unpool._validate import Table, align, blocks, choice, dense, expression, generator, instance, intensities, number
 from unpool.design import Design
 from unpool.errors import InputError
 
@@ -28,6 +28,7 @@ __all__ = [
     "unpool_record",
 ]
 
+_DESIGN = "pass a Design: Design(matrix, genes=...), or Design.read_csv(path)"
 NOISE_STAGES = ("pool", "expression")
 
 
@@ -92,6 +93,7 @@ def measure(
         raise InputError(f"both snr={snr!r} and noise_var are given; give one of them")
     if isinstance(noise_var, str):
         raise InputError(f"noise_var={noise_var!r}: measuring needs numbers")
+    instance(design, Design, "the design", _DESIGN)
     named = isinstance(truth, (AnnData, pd.DataFrame))
     t = expression(truth, what="the truth", layer=layer)
     columns = _gene_columns(t, design, named)
@@ -143,6 +145,7 @@ def pooled(D: Any, design: Design, *, design_index: Any = None, obs: pd.DataFram
     >>> up.pooled(np.array([[5.0, 2.0], [1.0, 0.5]]), design).var_names.tolist()
     ['pool_0', 'pool_1']
     """
+    instance(design, Design, "the design", _DESIGN)
     t = intensities(D, what="the pools")
     order = None
     if isinstance(D, (AnnData, pd.DataFrame)):

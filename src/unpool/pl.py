@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from unpool._validate import align, dense, table
+from unpool._validate import align, dense, instance, table
+from unpool.design import Design
+from unpool.errors import InputError
 from unpool.evaluate import BASELINES, Scores, matched_cells
 from unpool.intervals import intervals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from unpool.design import Design
 
 __all__ = ["accuracy", "design", "genes", "misfit"]
 
@@ -41,6 +41,7 @@ def accuracy(scores: Scores, *, ax: Axes | None = None) -> Axes:
     >>> truth = up.simulate.cell_types(100, 12, 3, rng=0)
     >>> ax = up.pl.accuracy(evaluate(truth, truth))
     """
+    instance(scores, Scores, "scores", "pass what `evaluate` returned")
     ax = _axes(ax)
     r, s = scores.genes["pearson"].to_numpy(), scores.summary
     baselines = sorted(s["baselines"], key=lambda name: -s["baselines"][name]["pearson_mean"])
@@ -94,6 +95,7 @@ def design(design: Design, *, ax: Axes | None = None) -> Axes:
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgba
 
+    instance(design, Design, "the design", "pass a Design")
     ax = _axes(ax)
     step, height = design.n_pools + 1, design.n_designs * (design.n_pools + 1) - 1
     W = np.stack([w / np.maximum(w.max(axis=1, keepdims=True), np.finfo(float).tiny) for w in design.matrices])
@@ -180,6 +182,8 @@ def misfit(decoded: AnnData, *, ax: Axes | None = None) -> Axes:
     ax
         Axes to draw on; default: those of a new figure.
     """
+    if "unpool_misfit" not in decoded.obs:
+        raise InputError("the decoded data have no obs['unpool_misfit']; decode with a reference (mixture or gaussian)")
     ax = _axes(ax)
     values = decoded.obs["unpool_misfit"].to_numpy(dtype=np.float64)
     values = values[np.isfinite(values)]

@@ -206,6 +206,10 @@ def _designs(
 
 
 def _gene_names(genes: int | Sequence[str]) -> list[str]:
+    if hasattr(genes, "var_names"):
+        raise InputError("genes is an AnnData; give the names: list(adata.var_names)")
+    if isinstance(genes, str):
+        raise InputError(f"genes={genes!r}: give a number of genes, or a list of names")
     listed = [f"gene_{j}" for j in range(integer(genes, "genes"))] if np.ndim(genes) == 0 else names(genes, "gene")
     if not listed:
         raise InputError("genes is empty; give a number of genes or their names")

@@ -46,6 +46,7 @@ from unpool.model._posterior import Posterior, decode_blocks, see
 __all__ = ["Model", "reference_rows"]
 
 MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
+MAX_MODULES = 300  # each pair of them is a component
 NU = 5.0
 FAST_CLUSTERS = 16
 FAST_DROPPED = 1e-3  # share of a cell's weight given up by skipping components, fast
@@ -275,6 +276,11 @@ class Model:
         U = np.asarray(table, dtype=np.float64)
         if U.ndim != 2 or 0 in U.shape or not np.isfinite(U).all() or U.min() < 0 or U.max() == 0:
             raise InputError(f"modules of shape {U.shape}: expected genes x modules, finite, >= 0 and not all zero")
+        if U.shape[1] > MAX_MODULES:
+            raise InputError(
+                f"{U.shape[1]} modules, and at most {MAX_MODULES} are taken; if these are cells, pass them as cells x genes "
+                "(table.T)"
+            )
         return cls(list(table.index), [modules_mixture(U, float(activity))])
 
     @classmethod

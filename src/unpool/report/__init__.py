@@ -7,6 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
+from unpool._validate import instance
 from unpool.crossvalidate import CrossValidation
 from unpool.evaluate import Scores, evaluate
 from unpool.io import write_text
@@ -60,6 +61,7 @@ def report(
     from unpool.report._figures import figures
     from unpool.report._page import render
 
+    instance(decoded, AnnData, "decoded", "report takes a path, then what `decode` returned")
     if scores is None and truth is not None:
         scores = evaluate(decoded, truth, pooled=pooled, reference=reference, layer=layer)
     content = gather(decoded, pooled, scores, crossvalidation)
