@@ -438,6 +438,9 @@ def test_what_the_reference_cannot_tell_is_said(blood):
     assert f"zero in every cell of the reference ({design.genes[2]})" in told(pools, silent, noise_var=v)
     assert "too few cells" in told(pools, reference[:10], noise_var=v, sd=True, crossfit=True)
     assert "too few" not in told(pools, reference[:30], noise_var=v, sd=True, crossfit=True)
+    silent.X = np.zeros_like(silent.X)
+    with pytest.raises(InputError, match="zero in every gene"):
+        up.decode(pools, silent, noise_var=v)
 
 
 def test_copies_of_a_cell_are_rehearsed_together():

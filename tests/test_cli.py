@@ -197,3 +197,18 @@ def test_benchmark_prints_a_table_and_json(files):
     assert all(not row["failures"] for row in result["table"])
     assert "'eight'" in run(*common, "--pools", "eight", code=2).stderr
     assert "'cell_typ'" in run(*common, "--split", "group:cell_typ", code=2).stderr
+
+
+def test_measured_pools_from_a_table(files, tmp_path, small):
+    """Intensities as csv and the design's file: the same as pools that carry it."""
+    pd.DataFrame(small.pools.X, index=small.pools.obs_names, columns=small.pools.var_names).to_csv(tmp_path / "m.csv")
+    small.design.to_csv(tmp_path / "d.csv")
+    reference, out = str(files / "reference.h5ad"), str(tmp_path / "x.h5ad")
+    asked = ["decode", str(tmp_path / "m.csv"), "--reference", reference, "-o", out, "--no-crossfit"]
+    told = CliRunner().invoke(main, [*asked, "--design", str(tmp_path / "d.csv")])
+    assert told.exit_code == 0, told.stderr
+    usual = up.decode(small.pools, small.reference, crossfit=False)
+    np.testing.assert_allclose(io.read_h5ad(out).X, usual.X, rtol=1e-4, atol=1e-5 * usual.X.max())
+    untold = CliRunner().invoke(main, asked)
+    assert untold.exit_code == 2
+    assert "--design design.csv" in untold.stderr

@@ -128,6 +128,10 @@ def learn(
     columns = align(genes, t.columns, wanted_by="the design", held_by="the reference")
     rows = reference_rows(t.X.shape[0], rng)
     cells = columns_of(t.X, columns, rows)
+    if not cells.any():
+        raise InputError(
+            "the reference is zero in every gene of the design; give cells in which these genes were measured"
+        )
     labels = None if label is None else annotation(reference, label, what="reference_label").iloc[rows]
     groups = None if group is None else group_of_cells(reference, group, rows)
     if method == "gaussian":

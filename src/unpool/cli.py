@@ -289,12 +289,28 @@ _reference_group = click.option(
 )
 
 
+_pools_design = click.option(
+    "--design", "design_path", type=click.Path(path_type=Path),
+    help="Design (csv) of measured pools that carry none: then POOLED is a table of cells x pools (csv, h5ad).",
+)  # fmt: skip
+
+
+def _pools(path: Path, design_path: Path | None) -> Any:
+    """Pools that carry their design, or a table of measured pools and the design's file."""
+    if design_path is None:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            raise InputError(f"{path} is a table of pools; say which genes they hold: --design design.csv")
+        return io.read_h5ad(path)
+    return up.pooled(io.read_cells(path), up.Design.read_csv(design_path))
+
+
 def _noise_value(value: str | None) -> float | str | None:
     return value if value in (None, "recorded") else number(value, "--noise-var")
 
 
 @main.command(context_settings=EXAMPLES)
 @click.argument("pooled", type=click.Path(path_type=Path))
+@_pools_design
 @click.option("--reference", type=click.Path(path_type=Path), help="Cells with every gene measured (h5ad, csv).")
 @click.option(
     "--method", default="auto", show_default=True, help="auto, mixture, gaussian, minimum_norm, nuclear_norm or als."
@@ -317,7 +333,7 @@ def _noise_value(value: str | None) -> float | str | None:
 @_output("Where to write the decoded cells (h5ad).")
 @_common
 def decode(
-    pooled: Path, reference: Path | None, method: str, rank: int | None, noise_var: str | None, noise_stage: str,
+    pooled: Path, design_path: Path | None, reference: Path | None, method: str, rank: int | None, noise_var: str | None, noise_stage: str,
     no_sd: bool, no_crossfit: bool, no_adapt: bool, calibrate: str | None, fast: bool,
     reference_label: str | None, reference_group: str | None, allow_unconverged: bool, layer: str | None,
     seed: int, output: Path, as_json: bool, quiet: bool,
@@ -326,9 +342,10 @@ def decode(
 
     \b
     unpool decode pooled.h5ad --reference reference.h5ad -o decoded.h5ad
+    unpool decode measured.csv --design design.csv --reference reference.h5ad -o decoded.h5ad
     """
     decoded = up.decode(
-        io.read_h5ad(pooled), None if reference is None else io.read_cells(reference), method=method, rank=rank,
+        _pools(pooled, design_path), None if reference is None else io.read_cells(reference), method=method, rank=rank,
         noise_var=_noise_value(noise_var), noise_stage=noise_stage, sd=not no_sd, layer=layer, rng=seed,
         crossfit=not no_crossfit, adapt=False if no_adapt else "auto", calibrate=calibrate, fast=fast, reference_label=reference_label, reference_group=reference_group,
     )  # fmt: skip
@@ -382,6 +399,7 @@ def evaluate(
 
 @main.command(context_settings=EXAMPLES)
 @click.argument("pooled", type=click.Path(path_type=Path))
+@_pools_design
 @click.option(
     "--reference", type=click.Path(path_type=Path), required=True, help="Cells with every gene measured (h5ad, csv)."
 )
@@ -399,7 +417,7 @@ def evaluate(
 @_output("Where to write the scores (csv, one row a pool).")
 @_common
 def crossvalidate(
-    pooled: Path, reference: Path, method: str, noise_var: str | None, noise_stage: str, no_adapt: bool,
+    pooled: Path, design_path: Path | None, reference: Path, method: str, noise_var: str | None, noise_stage: str, no_adapt: bool,
     calibrate: str | None, fast: bool, reference_group: str | None, layer: str | None, seed: int, output: Path,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -411,7 +429,7 @@ def crossvalidate(
     unpool crossvalidate pooled.h5ad --reference reference.h5ad -o hidden-pools.csv
     """
     found = up.crossvalidate(
-        io.read_h5ad(pooled), io.read_cells(reference), method=method, noise_var=_noise_value(noise_var),
+        _pools(pooled, design_path), io.read_cells(reference), method=method, noise_var=_noise_value(noise_var),
         noise_stage=noise_stage, adapt=False if no_adapt else "auto", calibrate=calibrate, fast=fast,
         reference_group=reference_group, layer=layer, rng=seed,
     )  # fmt: skip
