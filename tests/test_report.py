@@ -171,7 +171,7 @@ def test_what_was_chosen_and_learned_is_told(tmp_path: Path) -> None:
     def told() -> str:
         return re.sub(r"\s+", " ", Page(written(tmp_path / "r.html", **e)).text)
 
-    assert "Adapted to the pools" not in told()
+    assert "Adaptation" not in told()
     e["decoded"].uns["unpool"] |= {
         "extras": np.bool_(True),
         "nu": 30.0,
@@ -183,10 +183,10 @@ def test_what_was_chosen_and_learned_is_told(tmp_path: Path) -> None:
     page = told()
     assert "cell types at other sizes and in pairs; Student tails with 30 degrees of freedom" in page
     assert "held-out reference cells (0.823 with light tails, 0.810 with extras)" in page
-    assert "Adapted to the pools no: adapting gains no more" in page
+    assert "Adaptation no: adapting gains no more" in page
     assert "Gains of the genes 0.8 to 1.25" in page
     e["decoded"].uns["unpool"] |= {"extras": False, "nu": np.inf, "selection": {}, "adapted": True}
-    assert "cell types as the reference shows them; no heavy tails Adapted to the pools yes" in told()
+    assert "cell types as the reference shows them; no heavy tails Adaptation yes" in told()
 
 
 def test_without_a_truth_the_page_makes_no_claim(tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def _learned(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         told.append(("Model", f"{extras}; {tails}{why}"))
     if "adapted" in record:
         because = f": {record['adapted_because']}" if "adapted_because" in record else ""
-        told.append(("Adapted to the pools", f"{'yes' if record['adapted'] else 'no'}{because}"))
+        told.append(("Adaptation", f"{'yes' if record['adapted'] else 'no'}{because}"))
     for what in ("gene_gain", "pool_gain"):
         values = [np.asarray(record[k]) for k in sorted(record) if k.startswith(what)]
         if values:
