@@ -126,15 +126,16 @@ def _of_cells(result: AnnData, record: dict[str, Any], pooled: AnnData) -> list[
     why = 'cell types or states that it lacks, or other units than the reference\'s (calibrate="gain")? Do not trust'
     misfit = result.obs.get("unpool_misfit", pd.Series(dtype=float)).to_numpy()
     strange = np.flatnonzero(misfit > STRANGE_CELL)
-    unlikely = record.get("shift", {}).get("unlikely", 0.0)
+    shift = record.get("shift", {"unlikely": 0.0, "n_cells": 1})
+    chance = 3 * np.sqrt(2 * 0.01 / shift["n_cells"])  # three standard errors of a share of 1 %, on both sides
     if len(strange) > STRANGE_SHARE * result.n_obs:
         return [
             f"{len(strange):,} of {result.n_obs:,} cells have pools that the reference does not explain "
             f"({_listed(pooled.obs_names[strange])}; obs['unpool_misfit'] above {STRANGE_CELL:g}): {why} these cells"
         ]
-    if unlikely > UNLIKELY_SHARE:
+    if shift["unlikely"] > UNLIKELY_SHARE + chance:
         return [
-            f"{unlikely:.0%} of the cells have pools that are less likely than those of 99 % of the reference's own cells, "
+            f"{shift['unlikely']:.0%} of the cells have pools that are less likely than those of 99 % of the reference's own cells, "
             f"measured in simulation: {why} cells of large obs['unpool_misfit']"
         ]
     return []
