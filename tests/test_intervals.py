@@ -12,7 +12,7 @@ from scipy import stats
 
 import unpool as up
 from unpool import io
-from unpool.errors import InputError
+from unpool.errors import InputError, UnpoolWarning
 from unpool.intervals import PROBABILITIES, Calibration
 from unpool.model import HeldOut, Model, crossfit
 from unpool.model._crossfit import folds_of, per_gene_pearson, profiles, simulated_pools
@@ -197,7 +197,8 @@ def test_copies_of_a_cell_are_held_out_together(fresh: SimpleNamespace) -> None:
     check(up.decode(fresh.pools, copies, noise_var="recorded"))
     torn = ad.AnnData(np.asarray(copies.X) * (1 + 1e-6 * np.arange(1200)[:, None]), var=copies.var)
     fails(check, up.decode(fresh.pools, torn, noise_var="recorded"))  # the twin that tears them apart
-    few = up.decode(fresh.pools, copies[: 15 * 20].copy(), method="gaussian", noise_var="recorded")
+    with pytest.warns(UnpoolWarning):
+        few = up.decode(fresh.pools, copies[: 15 * 20].copy(), method="gaussian", noise_var="recorded")
     assert "not calibrated" in few.uns["unpool"]["intervals"]["source"]
     silent = profiles(np.array([[0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.0]]))
     assert silent[0] != silent[2]
@@ -250,7 +251,8 @@ def test_groups_reach_decode(fresh: SimpleNamespace) -> None:
 
     assert source("cell_type").endswith("held out in 5 folds of whole groups")
     assert source(np.repeat(["a", "b", "c", "d"], 100)).endswith("held out in 4 folds of whole groups")
-    assert "not calibrated" in source(np.repeat("a", 400))
+    with pytest.warns(UnpoolWarning, match="two groups"):
+        assert "not calibrated" in source(np.repeat("a", 400))
     with pytest.raises(InputError, match="'typ' is no column"):
         source("typ")
     with pytest.raises(InputError, match="3 values for 400 cells"):
@@ -286,7 +288,8 @@ def test_simulated_noise_has_the_covariance_and_ignores_the_order_of_pools() -> 
 
 
 def test_what_cannot_be_calibrated_says_so(fresh: SimpleNamespace) -> None:
-    few = up.decode(fresh.pools, fresh.reference[:12].copy(), method="gaussian", noise_var="recorded")
+    with pytest.warns(UnpoolWarning, match="20 different cells"):
+        few = up.decode(fresh.pools, fresh.reference[:12].copy(), method="gaussian", noise_var="recorded")
     assert "too few reference cells" in few.uns["unpool"]["intervals"]["source"]
     assert "expected_pearson" not in few.var
     by_model = up.decode(fresh.pools, Model.from_cells(fresh.reference), noise_var="recorded")
