@@ -400,6 +400,7 @@ def wrong_types():
         "report takes a path, then": lambda: up.report(decoded, "report.html"),
         "choose True, False or 'auto'": lambda: up.decode(pools, cells, adapt="yes"),
         "level='high'": lambda: up.intervals(cells, "high"),
+        "decoded cells first": lambda: up.evaluate(cells, up.decode(pools, cells[:30].copy(), crossfit=False)),
         "(table.T)": lambda: up.Model.from_modules(pd.DataFrame(np.ones((12, 400)))),
     }
 

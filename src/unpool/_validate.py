@@ -196,9 +196,9 @@ def table(data: Any, *, what: str, layer: str | None = None, column: str = "gene
             columns = [f"{column}_{j}" for j in range(X.shape[1])]
     X = _in_memory(X, what)
     if X.shape[0] == 0:
-        raise InputError(f"{what} has no cells (shape {X.shape}); check the filter that made it")
+        raise InputError(f"no cells in {what} (shape {X.shape}); check the filter that made it")
     if X.shape[1] == 0:
-        raise InputError(f"{what} has no {column}s (shape {X.shape}); check the filter that made it")
+        raise InputError(f"no {column}s in {what} (shape {X.shape}); check the filter that made it")
     return Table(X, rows, names(columns, column))
 
 

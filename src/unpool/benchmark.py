@@ -68,15 +68,14 @@ class Benchmark:
         noise = "no noise" if p["noise"] == "none" else f"noise at the {p['noise']} stage, SNR {p['snr']:g}"
         width = max(map(len, self.table["method"]))
         lines = [
-            f"{p['n_cells']:,} cells x {p['n_genes']:,} genes; {split}; {p['design']} design; {noise}; {p['repeats']} repeats",
+            f"{p['n_cells']:,} cells x {p['n_genes']:,} genes; {split}; {p['design']} design; {noise}; {p['repeats']} repeat{'s' * (p['repeats'] > 1)}",
             f"  {'pools':>5}  {'method':<{width}}  per-gene Pearson: mean ± sd   worst gene ± sd   seconds",
         ]
         for m in dict.fromkeys(self.table["pools"]):
             rows = self.table[self.table["pools"] == m]
             for row in rows.sort_values("mean", ascending=False, kind="stable").itertuples():
-                scores = (
-                    f"{row.mean:24.3f} ± {row.sd:5.3f}   {row.worst:9.3f} ± {row.worst_sd:5.3f}  {row.seconds:7.2f}"
-                )
+                off, worst_off = (f"± {sd:5.3f}" if np.isfinite(sd) else " " * 7 for sd in (row.sd, row.worst_sd))
+                scores = f"{row.mean:24.3f} {off}   {row.worst:9.3f} {worst_off}  {row.seconds:7.2f}"
                 failed = f"  failed {row.failures} times: {row.error}" if row.failures else ""
                 lines.append(f"  {m:>5}  {row.method:<{width}}  {scores}{failed}")
         return "\n".join(lines)

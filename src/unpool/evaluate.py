@@ -138,6 +138,10 @@ def evaluate(
     >>> evaluate(noisy, truth).genes["pearson"].round(6).unique().tolist()
     [1.0]
     """
+    if isinstance(truth, AnnData) and "unpool_misfit" in truth.obs:
+        raise InputError(
+            "the truth is a decoded matrix (obs['unpool_misfit']); pass the decoded cells first, then the truth"
+        )
     answer = table(decoded, what="the decoded data")
     true = expression(truth, what="the truth", layer=layer)
     columns = align(answer.columns, true.columns, wanted_by="the decoded data", held_by="the truth")
