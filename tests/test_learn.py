@@ -14,7 +14,7 @@ import unpool as up
 from unpool import _learn
 from unpool._validate import columns_of
 from unpool.errors import InputError
-from unpool.model import Model, _model
+from unpool.model import Model, _fit
 
 
 def learn(reference, design, **options):
@@ -70,7 +70,7 @@ def test_a_backed_reference_teaches_the_same(tmp_path, small, layer):
 def test_of_a_large_reference_one_subset_is_used(monkeypatch, small):
     reference = small.reference[:, ::-1].copy()
     reference.obs["number"] = reference.obs_names
-    monkeypatch.setattr(_model, "MAX_REFERENCE", 100)
+    monkeypatch.setattr(_fit, "MAX_REFERENCE", 100)
     learned = learn(reference, small.design, method="mixture", label="cell_type", group="number")
     assert learned.cells.shape == (100, 12)
     assert len(learned.groups) == 100

@@ -111,7 +111,7 @@ def learn(
     At most 50,000 cells are used, a random subset of larger references: only these are made dense.
     """
     from unpool.model import Model
-    from unpool.model._model import reference_rows
+    from unpool.model._fit import reference_rows
 
     if isinstance(reference, Model):
         align(design.genes, reference.genes, wanted_by="the design", held_by="the model")

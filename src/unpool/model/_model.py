@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,43 +26,29 @@ from unpool._validate import (
     names,
 )
 from unpool.errors import InputError
-from unpool.kernels.blocks import map_threads, one_thread
+from unpool.kernels.blocks import one_thread
 from unpool.kernels.mixture import DROPPED
 from unpool.measure import NOISE_STAGES, design_noise, noise_covariance, recorded_design, recorded_noise
 from unpool.model._adapt import GAIN_SD, Adapted, Strengths, adapted
 from unpool.model._adapt import SAMPLE as ADAPT_SAMPLE
 from unpool.model._crossfit import per_gene_pearson, simulated_pools
 from unpool.model._file import read_arrays, write_arrays
+from unpool.model._fit import fitted, reference_rows
 from unpool.model._gain import estimate_gains
-from unpool.model._labels import Labels, composition
+from unpool.model._labels import Labels
 from unpool.model._misfit import foretold_misfit, strange_pools, typical_noise
 from unpool.model._mixture import Array, Mixture
 from unpool.model._modules import modules_mixture
-from unpool.model._moments import one_gaussian, shrunk_mixture, with_extras
+from unpool.model._moments import one_gaussian
 from unpool.model._noise import SAMPLE, estimate_variance
 from unpool.model._posterior import Posterior, decode_blocks, see
 
-__all__ = ["Model", "reference_rows"]
+__all__ = ["Model"]
 
-MAX_REFERENCE = 50_000  # a fit uses at most this many cells, a random subset of larger references
 MAX_MODULES = 300  # each pair of them is a component
 NU = 5.0
-FAST_CLUSTERS = 16
 FAST_DROPPED = 1e-3  # share of a cell's weight given up by skipping components, fast
 _RESOLUTION_CELLS = 2048
-
-
-class Extent(NamedTuple):
-    """How much a model holds: members, coarse types to pair, weight at other sizes, and whether pairs have sizes."""
-
-    members: int
-    types: int
-    other_sizes: float
-    sized_pairs: bool
-
-
-FEW_GENES = 32  # up to here a component costs little
-FEW, MANY = Extent(6, 50, 0.3, True), Extent(4, 25, 0.1, False)
 
 
 class Model:
@@ -156,60 +141,8 @@ class Model:
         cls, X: Any, genes: Sequence[str], *, label: pd.Series[Any] | None = None, rng: Any = 0,
         n_members: int | None = None, extras: bool = True, fast: bool = False, n_threads: int | None = None,
     ) -> Model:  # fmt: skip
-        from sklearn.exceptions import ConvergenceWarning
-
-        from unpool.model._cluster import (
-            MAX_CLUSTERS,
-            SCALES,
-            cluster,
-            coarse_types,
-        )  # scikit-learn: only fitting needs it
-
-        rng = generator(rng)
-        extent = FEW if X.shape[1] <= FEW_GENES else MANY
-        if fast or n_members is None:
-            n_members = 1 if fast else extent.members
-        n_members = integer(n_members, "n_members")
-        extras, most = extras and not fast, FAST_CLUSTERS if fast else MAX_CLUSTERS
-        rows = reference_rows(X.shape[0], rng)
-        X = dense(X, rows)
-        scales = list(SCALES)
-        of_label = None if label is None else label.astype("category").cat.remove_unused_categories().cat
-        code = None if of_label is None else of_label.codes.to_numpy()[rows].astype(np.intp)
-        if code is not None and (code < 0).all():
-            column = "" if label is None or label.name is None else f" {label.name!r}"
-            raise InputError(
-                f"the label{column} is missing for all {len(code):,} cells of the reference; label some cells, or leave the "
-                "label out"
-            )
-        label_names = () if of_label is None else tuple(map(str, of_label.categories))
-
-        def member(job: tuple[int, np.random.Generator]) -> tuple[Mixture, Array | None]:
-            number, seed = job
-            clusters = cluster(X, scales[number % len(scales)], seed, most=most)
-            mixture = shrunk_mixture(X, clusters)
-            called = None if code is None else composition(clusters, code, len(label_names))
-            if not extras:
-                return mixture, called
-            type_of = coarse_types(mixture.means, mixture.weights, X.std(axis=0), extent.types, seed)
-            types = type_of[clusters]
-            mixture = with_extras(
-                mixture, shrunk_mixture(X, types), type_of,
-                other_sizes=extent.other_sizes, sized_pairs=extent.sized_pairs,
-            )  # fmt: skip
-            if called is not None and code is not None:
-                of_type = composition(types, code, len(label_names))
-                i, j = (mixture.pairs - len(called)).T
-                called = np.concatenate([called, (of_type[i] + of_type[j]) / 2])
-            return mixture, called
-
-        with warnings.catch_warnings():
-            # duplicated cells leave fewer distinct points than clusters
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            members = map_threads(member, enumerate(rng.spawn(n_members)), n_threads)
-        called = [composition for _, composition in members if composition is not None]
-        labels = Labels(label_names, tuple(called)) if called else None
-        return cls(genes, [mixture for mixture, _ in members], labels=labels)
+        members, labels = fitted(X, label, generator(rng), n_members, extras, fast, n_threads)
+        return cls(genes, members, labels=labels)
 
     @classmethod
     def gaussian(cls, reference: Any, *, layer: str | None = None, rng: Any = 0) -> Model:
@@ -635,8 +568,3 @@ def _pools(D: Any) -> Any:
     if D.ndim != 2 or D.shape[0] == 0 or D.shape[1] == 0:
         raise InputError(f"D has shape {D.shape}; expected cells x pools, at least one of each")
     return D
-
-
-def reference_rows(n: int, rng: np.random.Generator) -> Any:
-    """Cells that a fit looks at: all, or a sorted random subset of a large reference."""
-    return slice(None) if n <= MAX_REFERENCE else np.sort(rng.choice(n, MAX_REFERENCE, replace=False))
