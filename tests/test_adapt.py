@@ -11,7 +11,7 @@ import pytest
 from anndata import AnnData
 
 import unpool as up
-from unpool import _learn
+from unpool import _doubt, _learn
 from unpool.errors import InputError, UnpoolWarning
 from unpool.model import Model, Strengths, _misfit, rehearse
 
@@ -496,6 +496,21 @@ def test_a_cell_type_that_the_reference_lacks_is_noticed(blood):
     assert np.median(misfit[:300]) > np.quantile(misfit[300:], 0.9)
     known = up.decode(pools, reference, noise_var=v, sd=False, crossfit=False).obs["unpool_misfit"].to_numpy()
     assert np.median(known[:300]) < np.quantile(misfit[300:], 0.9)
+
+
+def test_a_whole_type_that_the_reference_lacks_is_said(monkeypatch):
+    """Where the pools show it: some types are sums of others there, and nothing could tell."""
+    cells = up.simulate.cell_types(1200, 24, 5, rng=1)
+    kind = cells.obs["cell_type"].astype(str).to_numpy()
+    reference, truth = cells[:600].copy(), cells[600:].copy()
+    lacking = reference[kind[:600] != sorted(set(kind))[2]].copy()
+    pools = up.measure(truth, up.design.balanced(list(cells.var_names), 8, pools_per_gene=2, rng=1), snr=5, rng=1)
+    options = {"noise_var": "recorded", "selection": True, "adapt": "auto"}
+    assert told(pools, reference, **options) == ""
+    said = told(pools, lacking, **options)
+    assert "less likely than those of 99 % of the reference's own cells" in said
+    monkeypatch.setattr(_doubt, "UNLIKELY_SHARE", 0.5)  # the twin that waits too long
+    assert told(pools, lacking, **options) == ""
 
 
 def test_doublets_are_decoded_as_mixtures(blood, model):
