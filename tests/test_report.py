@@ -10,6 +10,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from markupsafe import Markup
 
@@ -163,6 +164,14 @@ def test_what_was_done_is_told(tmp_path: Path) -> None:
         "unpool 0.1.0, numpy 2.0",
     ):
         assert told in re.sub(r"\s+", " ", text)
+
+
+def test_inferred_labels_are_counted(tmp_path: Path) -> None:
+    e = experiment()
+    assert "Inferred labels" not in Page(written(tmp_path / "r.html", **e)).text
+    e["decoded"].obs["unpool_label"] = pd.Categorical(["B"] * 90 + ["T <1>"] * 60, categories=["T <1>", "B", "none"])
+    text = re.sub(r"\s+", " ", Page(written(tmp_path / "r.html", **e)).text)
+    assert "Inferred labels B 60%, T <1> 40%" in text
 
 
 def test_what_was_chosen_and_learned_is_told(tmp_path: Path) -> None:

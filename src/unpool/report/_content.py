@@ -65,7 +65,7 @@ def gather(
         headline=f"{len(names):,} gene{'s' * (len(names) > 1)}{pools} in {n_cells:,} cell{'s' * (n_cells > 1)}",
         lead=_lead(scores, decoded),
         facts=_facts(design, foreseen, scores),
-        done=_done(record, design, pooled),
+        done=[*_done(record, design, pooled), *_labels(decoded)],
         warnings=[str(w) for w in np.atleast_1d(record.get("warnings", []))],
         methods=_methods(scores),
         genes=_genes(names, foreseen, scores)[:GENES_LISTED],
@@ -210,6 +210,15 @@ def _done(record: Mapping[str, Any], design: Design | None, pooled: AnnData | No
     if versions:
         done.append(("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
     return done
+
+
+def _labels(decoded: AnnData) -> list[tuple[str, str]]:
+    """Share of the cells that each inferred label has, the most frequent first."""
+    if "unpool_label" not in decoded.obs:
+        return []
+    shares = decoded.obs["unpool_label"].value_counts(normalize=True)
+    shown = ", ".join(f"{label} {share:.0%}" for label, share in shares.items() if share > 0)
+    return [("Inferred labels", shown)]
 
 
 def _learned(record: Mapping[str, Any]) -> list[tuple[str, str]]:
