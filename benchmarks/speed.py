@@ -40,6 +40,8 @@ NAMES = {
     "fast": "fast=True: posterior mean",
     "spams": "SPAMS: l1 decoding, 68 modules, lambda 0.02",
     "neighbours": "15 nearest neighbours",
+    "few": "16 genes in 8 pools, default model: posterior mean",
+    "few sd": "the same with sd",
     "decode": "decode, all of it (fit, choices, adaptation)",
     "decode fast": "decode(fast=True), all of it",
 }
@@ -253,6 +255,21 @@ def of_fast(given: Data, turns: int, some: int, n_threads: int) -> dict[str, Any
     return in_turns(runs, turns) | failed
 
 
+def of_few(turns: int, n_cells: int, n_threads: int) -> dict[str, Any]:
+    """16 genes in 8 pools by the default model, without and with sd, in turns: a small panel has a richer model."""
+    cells = up.simulate.cell_types(REFERENCE + n_cells, 16, 8, rng=0)
+    model = up.Model.from_cells(cells[:REFERENCE].copy(), n_threads=n_threads)
+    P = up.design.balanced(16, 8, pools_per_gene=2, rng=0).matrices[0]
+    clean = np.asarray(cells.X[REFERENCE:], dtype=np.float64) @ P
+    R = noise_covariance(clean.var(axis=0) / 25, P, "pool")
+    D = clean + np.sqrt(np.diag(R)) * np.random.default_rng(0).standard_normal(clean.shape)
+    runs = {
+        name: lambda turn, sd=sd: model.posterior(D, P, noise_var=R, sd=sd, n_threads=n_threads)
+        for name, sd in (("few", False), ("few sd", True))
+    }
+    return in_turns(runs, turns)
+
+
 def of_decode(given: Data, n_threads: int) -> dict[str, Any]:
     """`decode` from reference to answer, once."""
     pools = up.pooled(given.D, given.design)
@@ -282,6 +299,8 @@ def main() -> None:
         rows = paces(slow, dict.fromkeys(slow, chunk))
         fast = of_fast(given, a.turns, some, threads)
         rows += paces(fast, {"fast": n, "spams": n, "neighbours": some})
+        few = of_few(a.turns, some, threads)
+        rows += paces(few, dict.fromkeys(few, some))
         whole = of_decode(given, threads)
         rows += paces(whole, dict.fromkeys(whole, n))
     bars += [

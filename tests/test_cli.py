@@ -73,7 +73,9 @@ def page(decoded, folder, *options):
     ("option", "same", "other"),
     [
         ("--fast", {"fast": True}, {}),
-        ("--no-adapt", {"adapt": False}, {"adapt": True}),
+        ("--adapt=no", {"adapt": False}, {"adapt": True}),
+        ("--adapt=yes", {"adapt": True}, {"adapt": False}),
+        ("--no-selection", {"selection": False}, {"adapt": False}),
         ("--calibrate=gain", {"calibrate": "gain"}, {}),
         ("--method=gaussian", {"method": "gaussian"}, {}),
         ("--reference-group=cell_type", {"reference_group": "cell_type"}, {"adapt": False, "selection": False}),

@@ -281,7 +281,14 @@ def measure(
     _done(f"wrote {output}: {pools.n_obs} cells x {pools.n_vars} pools", result, as_json=as_json, quiet=quiet)
 
 
-_no_adapt = click.option("--no-adapt", is_flag=True, help="The pooled cells teach the model nothing about proportions.")
+_adapt = click.option(
+    "--adapt", type=click.Choice(["auto", "yes", "no"]), default="auto", show_default=True,
+    help="Whether the pooled cells teach the model in which proportions types come; auto: where they differ.",
+)  # fmt: skip
+_ADAPT: dict[str, bool | str] = {"auto": "auto", "yes": True, "no": False}
+_no_selection = click.option(
+    "--no-selection", is_flag=True, help="Choose nothing on held-out reference cells: extra components and heavy tails."
+)
 _calibrate = click.option("--calibrate", metavar="gain", help="Estimate a gain and an offset for every pool first.")
 _fast = click.option("--fast", is_flag=True, help="One small mixture: an order of magnitude faster, less accurate.")
 _reference_group = click.option(
@@ -322,7 +329,8 @@ def _noise_value(value: str | None) -> float | str | None:
 @_noise
 @click.option("--no-sd", is_flag=True, help="Leave out the error bars (faster, half the memory).")
 @click.option("--no-crossfit", is_flag=True, help="Hold no reference cells out: error bars are not calibrated.")
-@_no_adapt
+@_adapt
+@_no_selection
 @_calibrate
 @_fast
 @click.option("--reference-label", metavar="COLUMN", help="Column of the reference's obs, e.g. cell_type, to infer.")
@@ -334,7 +342,7 @@ def _noise_value(value: str | None) -> float | str | None:
 @_common
 def decode(
     pooled: Path, design_path: Path | None, reference: Path | None, method: str, rank: int | None, noise_var: str | None, noise_stage: str,
-    no_sd: bool, no_crossfit: bool, no_adapt: bool, calibrate: str | None, fast: bool,
+    no_sd: bool, no_crossfit: bool, adapt: str, no_selection: bool, calibrate: str | None, fast: bool,
     reference_label: str | None, reference_group: str | None, allow_unconverged: bool, layer: str | None,
     seed: int, output: Path, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -347,7 +355,7 @@ def decode(
     decoded = up.decode(
         _pools(pooled, design_path), None if reference is None else io.read_cells(reference), method=method, rank=rank,
         noise_var=_noise_value(noise_var), noise_stage=noise_stage, sd=not no_sd, layer=layer, rng=seed,
-        crossfit=not no_crossfit, adapt=False if no_adapt else "auto", calibrate=calibrate, fast=fast, reference_label=reference_label, reference_group=reference_group,
+        crossfit=not no_crossfit, adapt=_ADAPT[adapt], selection=not no_selection, calibrate=calibrate, fast=fast, reference_label=reference_label, reference_group=reference_group,
     )  # fmt: skip
     io.write_h5ad(decoded, output)
     record = decoded.uns["unpool"]
@@ -408,7 +416,8 @@ def evaluate(
     "--noise-var", metavar="V|recorded", help="Noise variance, or what `measure` recorded; default: estimated."
 )
 @_noise
-@_no_adapt
+@_adapt
+@_no_selection
 @_calibrate
 @_fast
 @_reference_group
@@ -417,7 +426,7 @@ def evaluate(
 @_output("Where to write the scores (csv, one row a pool).")
 @_common
 def crossvalidate(
-    pooled: Path, design_path: Path | None, reference: Path, method: str, noise_var: str | None, noise_stage: str, no_adapt: bool,
+    pooled: Path, design_path: Path | None, reference: Path, method: str, noise_var: str | None, noise_stage: str, adapt: str, no_selection: bool,
     calibrate: str | None, fast: bool, reference_group: str | None, layer: str | None, seed: int, output: Path,
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
@@ -430,7 +439,7 @@ def crossvalidate(
     """
     found = up.crossvalidate(
         _pools(pooled, design_path), io.read_cells(reference), method=method, noise_var=_noise_value(noise_var),
-        noise_stage=noise_stage, adapt=False if no_adapt else "auto", calibrate=calibrate, fast=fast,
+        noise_stage=noise_stage, adapt=_ADAPT[adapt], selection=not no_selection, calibrate=calibrate, fast=fast,
         reference_group=reference_group, layer=layer, rng=seed,
     )  # fmt: skip
     found.to_csv(output)
