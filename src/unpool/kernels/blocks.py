@@ -48,18 +48,15 @@ def map_threads(
     n_threads
         Threads to use; None: as many as there are cores for this process.
     """
-
-    def alone(item: Item) -> Result:
-        with threadpool_limits(1, user_api="openmp"):  # OpenMP counts threads for each calling thread
-            return function(item)
-
     items = list(items)
     n = min(len(items), _cores() if n_threads is None else integer(n_threads, "n_threads"))
     with threadpool_limits(1, user_api="blas"):
         if n <= 1:
-            return [alone(item) for item in items]
-        with ThreadPoolExecutor(n) as pool:
-            return list(pool.map(alone, items))
+            with threadpool_limits(1, user_api="openmp"):
+                return [function(item) for item in items]
+        # OpenMP counts threads for each calling thread; looking for its libraries takes as long as a thousand cells
+        with ThreadPoolExecutor(n, initializer=threadpool_limits, initargs=(1, "openmp")) as pool:
+            return list(pool.map(function, items))
 
 
 def map_blocks(function: Callable[[slice], Result], n_rows: int, n_threads: int | None = None) -> list[Result]:
