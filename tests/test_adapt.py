@@ -376,7 +376,7 @@ def named(pools, reference, **options):
         warnings.simplefilter("always")
         options = {"sd": False, "crossfit": False, "selection": False, "adapt": False} | options
         x = up.decode(pools, reference, **options)
-    told = [str(w.message) for w in caught if "of the pools are far" in str(w.message)]
+    told = [str(w.message) for w in caught if "far from what the other pools foretell" in str(w.message)]
     return told, list(x.uns["unpool"]["strange_pools"])
 
 
@@ -435,7 +435,7 @@ def test_what_the_reference_cannot_tell_is_said(blood):
     reference, _, design, pools, v = blood
     silent = reference.copy()
     silent.X = np.asarray(silent.X) * (np.arange(GENES) != 2)
-    assert f"zero in every cell of the reference ({design.genes[2]})" in told(pools, silent, noise_var=v)
+    assert f"zero in every cell of the reference: 1 gene ({design.genes[2]})" in told(pools, silent, noise_var=v)
     assert "too few cells" in told(pools, reference[:10], noise_var=v, sd=True, crossfit=True)
     assert "too few" not in told(pools, reference[:30], noise_var=v, sd=True, crossfit=True)
     silent.X = np.zeros_like(silent.X)

@@ -80,8 +80,8 @@ def _of_reference(record: dict[str, Any]) -> list[str]:
     said, silent = [], record.get("silent_genes", ())
     if len(silent):
         said.append(
-            f"{len(silent)} genes are zero in every cell of the reference ({_listed(silent)}): they are decoded as zero, "
-            "whatever the pools say"
+            f"zero in every cell of the reference: {_counted(silent, 'gene')}; decoded as zero, whatever the pools say. Leave "
+            "them out of the design, or add cells that express them"
         )
     if "too few" in str(record.get("intervals", {}).get("source", "")):
         said.append(
@@ -106,9 +106,9 @@ def _of_noise(record: dict[str, Any]) -> list[str]:
     if record.get("noise") != "estimated" or share <= NOISY_SHARE:
         return []
     return [
-        f"the estimated noise makes up {min(share, 1.0):.0%} of a pool's variance: either the pools are that noisy, or the reference and "
-        "the design do not explain them (units, the order of the design's rows, failed pools). Pass noise_var if you know "
-        "it, and see what crossvalidate says"
+        f"the estimated noise makes up {min(share, 1.0):.0%} of a pool's variance: either the pools are that noisy, or the "
+        "reference and the design do not explain them (units, the order of the design's rows, failed pools). Pass noise_var "
+        "if you know it, and see what crossvalidate says"
     ]
 
 
@@ -117,8 +117,8 @@ def _of_pools(record: dict[str, Any]) -> list[str]:
     if not len(blamed):
         return []
     return [
-        f"{len(blamed)} of the pools are far from what the other pools foretell ({_listed(blamed)}): a failed channel, a wrong row of "
-        'the design or another gain? Leave such a pool out (pooled[:, keep]), correct the design, or try calibrate="gain"'
+        f"far from what the other pools foretell: {_counted(blamed, 'pool')}; a failed channel, a wrong row of the design or "
+        'another gain? Leave such a pool out (pooled[:, keep]), correct the design, or try calibrate="gain"'
     ]
 
 
@@ -135,10 +135,15 @@ def _of_cells(result: AnnData, record: dict[str, Any], pooled: AnnData) -> list[
         ]
     if shift["unlikely"] > UNLIKELY_SHARE + chance:
         return [
-            f"{shift['unlikely']:.0%} of the cells have pools that are less likely than those of 99 % of the reference's own cells, "
-            f"measured in simulation: {why} cells of large obs['unpool_misfit']"
+            f"{shift['unlikely']:.0%} of the cells have pools that are less likely than those of 99 % of the reference's own "
+            f"cells, measured in simulation: {why} cells of large obs['unpool_misfit']"
         ]
     return []
+
+
+def _counted(items: Any, what: str) -> str:
+    """How many, and the first five."""
+    return f"{len(items)} {what}{'s' * (len(items) > 1)} ({_listed(items)})"
 
 
 def _listed(items: Any) -> str:

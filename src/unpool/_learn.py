@@ -44,9 +44,7 @@ class Learned:
     """A model of the design's genes in the design's order, and what to learn smaller ones from."""
 
     model: Model
-    cells: NDArray[np.float64] | None = (
-        None  # cells used (at most 50,000) x genes, the genes in the order of their names
-    )
+    cells: NDArray[np.float64] | None = None  # those used, x genes in the order of their names
     groups: Any = None
     fit: Callable[[NDArray[np.float64]], Model] | None = None
     extras: bool = True  # whether models keep their extra components

@@ -222,10 +222,10 @@ def decode(
     for note in notes:
         warnings.warn(note, UnpoolWarning, stacklevel=2)
     if not record.get("converged", True):
-        more = "" if noise_var is not None else "; pools without noise are hard to fit: pass noise_var, if there is any"
-        warnings.warn(
-            f"{method}: {record['status']} (solvers.{method} takes both){more}", NotConvergedWarning, stacklevel=2
-        )
+        exact = method == "nuclear_norm" and noise_var is None
+        first = "pass noise_var, for noisy pools are hard to fit exactly, or " if exact else ""
+        remedy = f"{first}call solvers.{method}, which takes tol and max_iter"
+        warnings.warn(f"{method}: {record['status']}; {remedy}", NotConvergedWarning, stacklevel=2)
     return _annotate(result, pooled, design, record | {"method": method, "warnings": notes, "seed": str(rng)})
 
 

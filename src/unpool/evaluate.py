@@ -75,7 +75,8 @@ class Scores:
             s["verdict"],
         ]
         if missing := [BASELINES[name] for name in BASELINES if name not in s["baselines"]]:
-            lines.append(f"Not compared, because it takes pooled= and reference=: {', '.join(missing)}.")
+            takes = "pooled= and reference=" if "total" in s["baselines"] else "pooled= (the last two reference=, too)"
+            lines.append(f"Not compared, because it takes {takes}: {', '.join(missing)}.")
         if "coverage_90_mean" in s:
             lines.append(
                 f"The 90 % intervals hold {s['coverage_90_mean']:.1%} of the true values "

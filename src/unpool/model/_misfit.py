@@ -44,9 +44,9 @@ def foretold_misfit(members: Sequence[Mixture], nu: float, D: Array, P: Array, R
 def strange_pools(members: Sequence[Mixture], nu: float, D: Array, P: Array, R: Array) -> NDArray[np.intp]:
     """Pools to blame, the worst first: far from what the others foretell, while without them the others agree.
 
-    A pool that is the same in all cells is. Any other that failed spoils what is foretold of the others, so the one whose removal helps the others most is set aside
-    before they are judged again; at most a third of the pools. Where the others go on disagreeing, it is the reference
-    that does not fit, and no pool is named.
+    A pool that is the same in all cells is to blame. Any other that failed spoils what is foretold of the others: the one
+    whose removal helps them most is set aside before they are judged again, at most a third of the pools. Where the others
+    go on disagreeing, it is the reference that does not fit, and no pool is named.
     """
     constant = (D.max(axis=0) == D.min(axis=0)) & P.any(axis=0) & (len(D) > 1)
     kept, found = np.flatnonzero(~constant), [*np.flatnonzero(constant)]

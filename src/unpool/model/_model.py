@@ -351,8 +351,8 @@ class Model:
     def pool_misfit(self, D: Any, P: Any, noise_cov: Any) -> Array:
         """Mean squared standardised error with which each pool is foretold from the others: pools; about 1 where all fits.
 
-        Under each cell's most likely component, with at most 4,096 cells, evenly strided; a squared error counts at most 25. A pool that failed, or that was
-        measured on another scale than the model's, stands out.
+        Under each cell's most likely component, with at most 4,096 cells, evenly strided; a squared error counts at most 25.
+        A pool that failed, or that was measured on another scale than the model's, stands out.
         """
         P, D = self._design(P), _pools(D)
         sample = dense(D, np.arange(0, D.shape[0], -(-D.shape[0] // SAMPLE)))
